@@ -1,0 +1,1 @@
+"""llm_metering: under construction."""

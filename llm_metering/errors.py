@@ -1,0 +1,60 @@
+"""Everything that this package raises on purpose.
+
+MeteringError
+├── ConfigurationError          settings or arguments that cannot work; raised at start, never in a request
+│   ├── MissingExtra            an optional dependency is not installed
+│   └── AccountMismatch         the ledger belongs to another Stripe account or mode than the key
+├── LedgerError                 the ledger cannot be opened, read or written
+│   └── LedgerInUse             another process holds this lane
+├── UnreadableResponse          no usage could be read, and the caller asked to be told
+└── BillingError                a step of the billing set-up failed; says which and what to do
+"""
+
+from __future__ import annotations
+
+
+class MeteringError(Exception):
+    """Root of every error that llm_metering raises on purpose."""
+
+
+class ConfigurationError(MeteringError):
+    """Settings or arguments that cannot work. The message says what to change."""
+
+
+class MissingExtra(ConfigurationError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'llm_metering[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class AccountMismatch(ConfigurationError):
+    """The ledger is bound to one Stripe account and mode; this key belongs to another."""
+
+    def __init__(self, *, bound_to: str, key_of: str) -> None:
+        super().__init__(
+            f"this ledger belongs to Stripe account {bound_to}, but the API key belongs to "
+            f"{key_of}; use that account's key, or point LLM_METERING_LEDGER at another folder"
+        )
+        self.bound_to = bound_to
+        self.key_of = key_of
+
+
+class LedgerError(MeteringError):
+    """The ledger cannot be opened, read or written."""
+
+
+class LedgerInUse(LedgerError):
+    """Another process holds this lane of the ledger."""
+
+
+class UnreadableResponse(MeteringError):
+    """No usage could be read from a provider's answer."""
+
+
+class BillingError(MeteringError):
+    """A step of the billing set-up failed. The message says which, and what to do."""

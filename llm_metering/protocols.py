@@ -1,0 +1,277 @@
+"""The two seams, Ledger and Sender, and the small types that cross them. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .usage import NOTHING, Line, MeterEvent, UsageRecord
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+State = Literal[
+    "PENDING", "SENDING", "AMBIGUOUS", "ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED"
+]
+"""Where a meter event stands. CLOSED was shown not to have arrived and was replaced by a new event."""
+
+OutcomeKind = Literal[
+    "accepted",  # 2xx
+    "duplicate",  # 400 "An event already exists with identifier …"
+    "not_sent",  # surely not, retryable: never connected, 409 clash
+    "throttled",  # surely not, retryable, slow down: 429
+    "refused_config",  # surely not: 401, 403, wrong mode; nothing else will pass either
+    "refused_data",  # surely not: any other 400 or 404; this event will never pass
+    "ambiguous",  # perhaps: 5xx, time-out or reset after the first byte, crash
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one attempt to send."""
+
+    kind: OutcomeKind
+    status: int | None = None
+    """HTTP status, None where no answer came."""
+    code: str | None = None
+    message: str | None = None
+    """What Stripe or the network said, in one line without secrets."""
+    request_id: str | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record with what it adds to each meter, ready to be committed."""
+
+    record: UsageRecord
+    lines: tuple[Line, ...]
+    """Empty for a held record whose counts are unknown."""
+    closes: str | None = None
+    """The id of the progress row that this record replaces, in the same transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A stream under way: the entry that is to be billed, as partial, should this process die now.
+
+    Keyed by `entry.record.id`; a later one replaces an earlier one.
+    """
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A meter event that is about to be sent, its attempt row already committed."""
+
+    event: MeterEvent
+    attempt: int
+    """1 for the first attempt on record."""
+    fence: int
+    """The lease's number; a write under an older fence changes nothing."""
+    lane: str = ""
+    """Which part of the ledger holds it; opaque to everyone else."""
+    first_ambiguous_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an outcome did to a meter event."""
+
+    identifier: str
+    before: State
+    after: State
+    reason: str | None = None
+    alarm: str | None = None
+    """The stable name of the alarm to raise, if any."""
+    next_attempt_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The books of one customer, meter and set of dimensions.
+
+    `conserved` holds where recorded = accepted + pending + in_doubt + dead.
+    """
+
+    customer: str | None
+    """None: unresolved usage, which is recorded and pending."""
+    event_name: str
+    dimensions: tuple[tuple[str, str], ...]
+    recorded: Decimal
+    pending: Decimal
+    """Not frozen yet, PENDING, SENDING and AMBIGUOUS."""
+    accepted: Decimal
+    """ACCEPTED and SETTLED."""
+    in_doubt: Decimal
+    dead: Decimal
+
+    @property
+    def conserved(self) -> bool:
+        return self.recorded == self.accepted + self.pending + self.in_doubt + self.dead
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """A ledger at a glance. Counts are of meter events unless named otherwise."""
+
+    usage_records: int
+    unfrozen_records: int
+    """Committed, not yet part of a meter event."""
+    unresolved_records: int
+    """Without a customer."""
+    held_records: int
+    """Kept out of billing, with a reason."""
+    streams_under_way: int
+    events: Mapping[State, int]
+    oldest_pending_at: float | None
+    """`used_at` of the oldest usage that Stripe has not accepted, Unix seconds."""
+    conserved: bool
+    account: str | None
+    """The Stripe account and mode this ledger is bound to, such as "acct_1 (test)"."""
+    lanes: int
+    paused: str | None = None
+    """Why sending is paused, None if it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """Usage added up for a report."""
+
+    customer: str | None
+    model: str | None
+    event_name: str
+    dimensions: tuple[tuple[str, str], ...]
+    value: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """A meter event as the ledger holds it."""
+
+    event: MeterEvent
+    state: State
+    attempts: int
+    first_ambiguous_at: float | None
+    next_attempt_at: float | None
+    reason: str | None
+    """Of the last outcome, in one line."""
+    lane: str = ""
+
+
+class Ledger(Protocol):
+    """Holds usage, freezes it into meter events, remembers what became of each.
+
+    Every method is one transaction and is called from one thread (the writer's), which owns the
+    connection. Times are Unix seconds and are always passed in. `LedgerError` is raised where the store
+    fails; then nothing of that call has happened.
+    """
+
+    def open(self, *, now: float) -> None:
+        """Open or create the store, take a lane, adopt what dead processes left, and turn what they
+        were sending into AMBIGUOUS and their progress rows into partial usage."""
+
+    def close(self) -> None: ...
+
+    def bind(self, account: str) -> None:
+        """Tie the ledger to one Stripe account and mode; raise `AccountMismatch` if tied to another."""
+
+    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+        """Commit records and progress durably in one transaction; return how many records were new.
+        A record whose id is known already changes nothing."""
+
+    def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
+        """Turn usage of closed buckets (or all of it) into PENDING meter events; return how many."""
+
+    def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
+        """Take up to `limit` due events, at most one for each customer and meter, none of a customer
+        and meter that is being sent; commit their SENDING state, fence and attempt row."""
+
+    def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
+        """Commit what became of an attempt. None if the fence is no longer ours."""
+
+    def maintain(self, *, now: float) -> list[Transition]:
+        """Let time pass: adopt lanes of dead processes, expire leases, move states by age."""
+
+    def balances(self) -> list[Balance]: ...
+
+    def status(self, *, now: float) -> LedgerStatus: ...
+
+    def usage_sums(self) -> list[UsageSum]: ...
+
+    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]: ...
+
+    def due_at(self) -> float | None:
+        """When the next event is due to be sent, None if nothing waits."""
+
+    def meta(self, name: str) -> str | None:
+        """A small fact kept beside the usage: "paused" (why), "key_hints" (keys known to be ours)."""
+
+    def set_meta(self, name: str, value: str | None) -> None: ...
+
+
+class Sender(Protocol):
+    """Sends meter events and says what happened. Never raises for what a server or network does."""
+
+    max_batch: int
+    """How many events one request may carry."""
+    key_hint: str
+    """Tells keys apart without showing them: mode and a digest, such as "test:1f3a…"."""
+
+    def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
+        """Send one request; one outcome for each event, in order. Called from several threads."""
+
+    def check(self) -> Outcome:
+        """A harmless GET: `accepted` if key and server are well; its `message` is then the account and
+        mode, such as "acct_1 (test)"."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person should know. `name` is stable, such as "delivery.paused"."""
+
+    name: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+
+class Telemetry(Protocol):
+    """Counts what happens and what is swallowed, and raises alarms. Never raises itself."""
+
+    def count(self, name: str, n: int = 1) -> None: ...
+
+    def alarm(self, name: str, message: str, /, **data: Any) -> None: ...
+
+    def failure(self, name: str, exc: BaseException) -> None:
+        """An error of our own that was swallowed so that a request went on: counted and logged."""
+
+
+class Ticket(Protocol):
+    """What became of one record on its way to the ledger."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the record is committed, or has failed for good."""
+
+    @property
+    def error(self) -> BaseException | None: ...
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until done; False if the time ran out."""
+
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once done, on whatever thread that is; at once if it is done already."""
+
+
+class Sink(Protocol):
+    """Where capture puts what it has seen: the writer's queue. Never blocks, never raises."""
+
+    def put(self, record: UsageRecord, *, closes: str | None = None) -> Ticket:
+        """Queue a record. `closes` names the progress row that it replaces."""
+
+    def progress(self, record: UsageRecord) -> None:
+        """Queue what is to be billed, as it stands in `record`, should this process die now."""

@@ -1,0 +1,156 @@
+"""Every setting in one frozen value. Each has an environment variable; arguments win over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import ConfigurationError
+from .usage import Provenance
+
+DEFAULT_API_BASE = "https://api.stripe.com"
+BILL_ALL: Mapping[Provenance, Literal["bill", "hold"]] = MappingProxyType(
+    {"reported": "bill", "partial": "bill", "counted": "bill", "estimated": "bill"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How metering behaves. Times are in seconds, sizes in bytes.
+
+    `Settings()` holds the defaults, `Settings.from_env()` reads the environment. A value that cannot work
+    raises `ConfigurationError`.
+    """
+
+    stripe_api_key: str | None = field(default=None, repr=False)
+    """STRIPE_API_KEY: secret or restricted key; without one usage is kept and nothing is sent."""
+    stripe_api_base: str = DEFAULT_API_BASE
+    """STRIPE_API_BASE: where Stripe is; the URL of a sandbox while you develop."""
+    ledger: str = ".llm_metering"
+    """LLM_METERING_LEDGER: folder of the ledger, or "memory:" for tests."""
+    durability: Literal["commit", "memory"] = "commit"
+    """LLM_METERING_DURABILITY: "commit" holds back the last message of a response until its usage is on
+    disk; "memory" does not wait."""
+    commit_timeout_s: float = 5.0
+    """LLM_METERING_COMMIT_TIMEOUT_S: the longest that a response's last message waits for the disk."""
+    deliver: Literal["thread", "external"] = "thread"
+    """LLM_METERING_DELIVER: "thread" delivers from this process, "external" leaves it to another."""
+    flush_every_s: float = 10.0
+    """LLM_METERING_FLUSH_EVERY_S: how often closed buckets are frozen and sent."""
+    bucket_s: int = 60
+    """LLM_METERING_BUCKET_S: usage of one customer, meter and set of dimensions within this many seconds
+    becomes one meter event; 1 to 3600, a divisor of 3600."""
+    max_in_flight: int = 8
+    """LLM_METERING_MAX_IN_FLIGHT: requests to Stripe at a time; it bounds what can be in doubt."""
+    send_timeout_s: float = 30.0
+    """LLM_METERING_SEND_TIMEOUT_S: how long one request to Stripe may take."""
+    drain_s: float = 5.0
+    """LLM_METERING_DRAIN_S: how long a shutdown waits for requests that are under way."""
+    on_missing_customer: Literal["keep", "reject"] = "keep"
+    """LLM_METERING_ON_MISSING_CUSTOMER: "keep" records the usage as unresolved, "reject" answers 401
+    before the app runs."""
+    bill: Mapping[Provenance, Literal["bill", "hold"]] = BILL_ALL
+    """LLM_METERING_BILL: which provenances are billed, such as "estimated=hold,partial=bill"."""
+    tokens_from: Literal["provider", "tiktoken"] = "provider"
+    """LLM_METERING_TOKENS_FROM: "provider" takes what it reports and counts where it says nothing;
+    "tiktoken" counts every call ourselves."""
+    audit: float = 0.0
+    """LLM_METERING_AUDIT: share (0 to 1) of reported answers that tiktoken counts too; an alarm is raised
+    where the two differ beyond the published bound."""
+    encodings: tuple[str, ...] = ("o200k_base",)
+    """LLM_METERING_ENCODINGS: tiktoken encodings loaded at start, comma-separated; others on first use."""
+    progress_every_s: float = 2.0
+    """LLM_METERING_PROGRESS_EVERY_S: how often a stream under way is noted in the ledger."""
+    progress_every_tokens: int = 500
+    """LLM_METERING_PROGRESS_EVERY_TOKENS: a stream is noted after about this many tokens, too."""
+    max_body_bytes: int = 16 * 1024 * 1024
+    """LLM_METERING_MAX_BODY_BYTES: a larger answer of the app is passed on and counted as unread."""
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise ConfigurationError(problem)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read the environment; keyword arguments win over it.
+
+        Args:
+            environ: Instead of `os.environ`.
+            overrides: Fields of this class.
+        """
+        environ = os.environ if environ is None else environ
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            text = environ.get(variable(f.name))
+            if text is not None and text.strip():
+                values[f.name] = _parse(f.name, text.strip(), hints[f.name])
+        return cls(**{**values, **overrides})
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return name.upper() if name.startswith("stripe_") else f"LLM_METERING_{name.upper()}"
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    try:
+        if name == "bill":
+            return _parse_bill(text)
+        if hint == tuple[str, ...]:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if hint in (int, float):
+            return hint(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"{variable(name)}={text!r} cannot be read: {exc}") from exc
+    return text
+
+
+def _parse_bill(text: str) -> Mapping[str, str]:
+    chosen = dict(part.split("=", 1) for part in text.replace(" ", "").split(",") if "=" in part)
+    if len(chosen) != len([part for part in text.split(",") if part.strip()]):
+        raise ValueError('write it like "estimated=hold,partial=bill"')
+    return {**BILL_ALL, **chosen}
+
+
+_ABOVE_ZERO = (
+    "commit_timeout_s",
+    "flush_every_s",
+    "send_timeout_s",
+    "progress_every_s",
+    "progress_every_tokens",
+    "max_body_bytes",
+)
+
+
+def _problems(s: Settings) -> list[str]:
+    found = []
+    hints = get_type_hints(Settings)
+    for name in ("durability", "deliver", "on_missing_customer", "tokens_from"):
+        allowed = get_args(hints[name])
+        if getattr(s, name) not in allowed:
+            found.append(f"{name}={getattr(s, name)!r} must be one of {', '.join(allowed)}")
+    found += [
+        f"{n}={getattr(s, n)!r} must be above 0" for n in _ABOVE_ZERO if not getattr(s, n) > 0
+    ]
+    if not 1 <= s.bucket_s <= 3600 or 3600 % s.bucket_s:
+        found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
+    if not 1 <= s.max_in_flight <= 64:
+        found.append(f"max_in_flight={s.max_in_flight} must be from 1 to 64")
+    if not s.drain_s >= 0:
+        found.append(f"drain_s={s.drain_s!r} must be 0 or more")
+    if not 0 <= s.audit <= 1:
+        found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")
+    if not s.stripe_api_base.startswith(("https://", "http://")):
+        found.append(
+            f"stripe_api_base={s.stripe_api_base!r} must begin with https:// (or http:// for a sandbox)"
+        )
+    if unknown := set(s.bill) - set(BILL_ALL) or set(s.bill.values()) - {"bill", "hold"}:
+        found.append(
+            f"bill holds {', '.join(sorted(map(str, unknown)))}; it maps "
+            f"{', '.join(BILL_ALL)} to bill or hold"
+        )
+    return found
