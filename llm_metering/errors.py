@@ -25,9 +25,7 @@ class MissingExtra(ConfigurationError):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed; install it with: pip install 'llm_metering[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed; install it with: pip install 'llm_metering[{extra}]'")
         self.package = package
         self.extra = extra
 

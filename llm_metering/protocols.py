@@ -11,9 +11,7 @@ from .usage import NOTHING, Line, MeterEvent, UsageRecord
 if TYPE_CHECKING:
     from decimal import Decimal
 
-State = Literal[
-    "PENDING", "SENDING", "AMBIGUOUS", "ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED"
-]
+State = Literal["PENDING", "SENDING", "AMBIGUOUS", "ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED"]
 """Where a meter event stands. CLOSED was shown not to have arrived and was replaced by a new event."""
 
 OutcomeKind = Literal[

@@ -109,11 +109,11 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     return text
 
 
-def _parse_bill(text: str) -> Mapping[str, str]:
+def _parse_bill(text: str) -> dict[str, str]:
     chosen = dict(part.split("=", 1) for part in text.replace(" ", "").split(",") if "=" in part)
     if len(chosen) != len([part for part in text.split(",") if part.strip()]):
         raise ValueError('write it like "estimated=hold,partial=bill"')
-    return {**BILL_ALL, **chosen}
+    return {**dict.fromkeys(BILL_ALL, "bill"), **chosen}
 
 
 _ABOVE_ZERO = (
@@ -133,9 +133,7 @@ def _problems(s: Settings) -> list[str]:
         allowed = get_args(hints[name])
         if getattr(s, name) not in allowed:
             found.append(f"{name}={getattr(s, name)!r} must be one of {', '.join(allowed)}")
-    found += [
-        f"{n}={getattr(s, n)!r} must be above 0" for n in _ABOVE_ZERO if not getattr(s, n) > 0
-    ]
+    found += [f"{n}={getattr(s, n)!r} must be above 0" for n in _ABOVE_ZERO if not getattr(s, n) > 0]
     if not 1 <= s.bucket_s <= 3600 or 3600 % s.bucket_s:
         found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
     if not 1 <= s.max_in_flight <= 64:
