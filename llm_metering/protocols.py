@@ -273,3 +273,6 @@ class Sink(Protocol):
 
     def progress(self, record: UsageRecord) -> None:
         """Queue what is to be billed, as it stands in `record`, should this process die now."""
+
+    def drop(self, id: str) -> None:
+        """Forget the progress row `id`: its answer was counted elsewhere."""

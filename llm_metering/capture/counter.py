@@ -1,0 +1,131 @@
+"""Counts tokens that a provider did not report, off the caller's thread where that takes long."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+from .waiting import LateTicket
+
+if TYPE_CHECKING:
+    from ..protocols import Telemetry, Ticket
+    from ..settings import Settings
+    from ..usage import Reading
+
+INLINE_CHARS = 32_768
+"""Longer texts are counted on the counter's thread: counting 32 kB takes about a millisecond."""
+
+
+class Counter:
+    """Fills in what a reading lacks. Its thread starts when it is first needed."""
+
+    def __init__(self, *, settings: Settings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: Thread | None = None
+        self._lock = Lock()
+
+    def is_needed(self, reading: Reading) -> bool:
+        """Whether anything is left for us to count."""
+        if self._settings.tokens_from == "tiktoken":
+            return True
+        return reading.provenance != "reported" or not reading.usage
+
+    def count(
+        self,
+        reading: Reading,
+        request: Any,
+        model: str | None,
+        then: Callable[[Reading], Ticket],
+    ) -> Ticket:
+        """Count, then hand the full reading to `then`; the ticket is done when the record is."""
+        if self._is_quick(reading, request, model):
+            return then(self._counted(reading, request, model))
+        late = LateTicket()
+
+        def job() -> None:
+            try:
+                late.follow(then(self._counted(reading, request, model)))
+            except Exception as exc:
+                self._telemetry.failure("capture.count", exc)
+                late.fail(exc)
+
+        self._put(job)
+        return late
+
+    def audit(self, reading: Reading, request: Any, model: str | None) -> None:
+        """Count a reported answer too, later, and raise an alarm where the two differ too much."""
+        self._put(lambda: self._audit(reading, request, model))
+
+    def load(self, encodings: tuple[str, ...]) -> None:
+        """Load tokenizer tables, on the counter's thread."""
+        self._put(lambda: self._load(encodings))
+
+    def _counted(self, reading: Reading, request: Any, model: str | None) -> Reading:
+        from ..providers import fill, recount
+
+        count = recount if self._settings.tokens_from == "tiktoken" else fill
+        try:
+            return count(reading, request, model=model)
+        except Exception as exc:
+            # What the provider did say is still worth keeping.
+            self._telemetry.failure("capture.count", exc)
+            return reading
+
+    def _is_quick(self, reading: Reading, request: Any, model: str | None) -> bool:
+        from ..counting import encoding_for, is_loaded
+
+        if not is_loaded(encoding_for(reading.model or model)[0]):
+            return False
+        return len(reading.text or "") + rough_size(request, INLINE_CHARS) <= INLINE_CHARS
+
+    def _audit(self, reading: Reading, request: Any, model: str | None) -> None:
+        from ..providers import audit_difference, recount
+
+        difference = audit_difference(reading, recount(reading, request, model=model))
+        self._telemetry.count("audit.compared")
+        if difference is not None:
+            self._telemetry.alarm("audit.difference", difference, model=reading.model or model)
+
+    def _load(self, encodings: tuple[str, ...]) -> None:
+        from ..counting import load
+
+        for name in encodings:
+            load(name)
+
+    def _put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = Thread(target=self._run, name="llm-metering-counter", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                job()
+            except Exception as exc:
+                self._telemetry.failure("capture.count", exc)
+
+
+def rough_size(value: Any, limit: int) -> int:
+    """About how many characters of text are in a request; stops early above `limit`."""
+    total = 0
+    left = [value]
+    while left and total <= limit:
+        item = left.pop()
+        if isinstance(item, (str, bytes)):
+            total += len(item)
+        elif isinstance(item, dict):
+            left.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            left.extend(item)
+    return total

@@ -1,0 +1,128 @@
+"""Who is billed: resolvers that name the Stripe customer of a request, on the server's side only.
+
+A resolver is any callable, plain or async, that takes Starlette's `HTTPConnection` and returns a Stripe
+customer id or None. It never reads a body: what a caller claims is not who they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+
+Resolver = Callable[["HTTPConnection"], "str | None | Awaitable[str | None]"]
+
+MAX_CUSTOMER_LENGTH = 255
+
+
+def from_state(name: str = "stripe_customer_id") -> Resolver:
+    """Read `request.state.<name>`, which your authentication sets.
+
+    Args:
+        name: The attribute of `request.state`.
+    """
+    _named(name, "from_state", "stripe_customer_id")
+
+    def resolve(connection: HTTPConnection) -> str | None:
+        return (connection.scope.get("state") or {}).get(name)
+
+    return resolve
+
+
+def from_auth(attribute: str = "stripe_customer_id") -> Resolver:
+    """Read `request.user.<attribute>`, as Starlette's `AuthenticationMiddleware` leaves it.
+
+    Args:
+        attribute: The attribute (or key) of the user object.
+    """
+    _named(attribute, "from_auth", "stripe_customer_id")
+
+    def resolve(connection: HTTPConnection) -> str | None:
+        user = connection.scope.get("user")
+        if isinstance(user, dict):
+            return user.get(attribute)
+        return getattr(user, attribute, None)
+
+    return resolve
+
+
+def from_api_key(lookup: Callable[[str], str | None | Awaitable[str | None]]) -> Resolver:
+    """Look the caller's API key up in your own store.
+
+    The key is taken from `Authorization: Bearer …`, else from `x-api-key`, else from `api-key`.
+
+    Args:
+        lookup: Plain or async; takes the key, returns the customer id, or None for a key that it does
+            not know.
+    """
+    if not callable(lookup):
+        raise ConfigurationError(f"from_api_key takes a function from API key to customer id, not {lookup!r}")
+
+    def resolve(connection: HTTPConnection) -> str | None | Awaitable[str | None]:
+        key = _api_key(connection)
+        return lookup(key) if key else None
+
+    return resolve
+
+
+def from_header(name: str) -> Resolver:
+    """Read a request header. Only for a service behind a gateway that sets this header itself and removes
+    it from what clients send: otherwise anybody can have their usage billed to somebody else.
+
+    Args:
+        name: The header, such as "x-stripe-customer-id".
+    """
+    _named(name, "from_header", "x-stripe-customer-id")
+
+    def resolve(connection: HTTPConnection) -> str | None:
+        values = connection.headers.getlist(name)
+        # Two values mean that somebody added one: trust neither.
+        return values[0] if len(values) == 1 else None
+
+    return resolve
+
+
+def begin(resolver: Resolver, asgi: MutableMapping[str, Any]) -> Any:
+    """Call a resolver on an ASGI scope; what it returns may have to be awaited."""
+    from starlette.requests import HTTPConnection
+
+    return resolver(HTTPConnection(asgi))
+
+
+def is_async(answer: Any) -> bool:
+    """Whether a resolver's answer has to be awaited."""
+    return inspect.isawaitable(answer)
+
+
+def checked(customer: Any) -> str | None:
+    """A customer id as it may be stored and sent; None for nothing.
+
+    Raises:
+        ValueError: It is not a string, is too long, or holds spaces or control characters.
+    """
+    if customer is None or customer == "":
+        return None
+    if not isinstance(customer, str):
+        raise ValueError(f"a customer id is a string, not {type(customer).__name__}")
+    if len(customer) > MAX_CUSTOMER_LENGTH:
+        raise ValueError(f"a customer id has at most {MAX_CUSTOMER_LENGTH} characters, not {len(customer)}")
+    if not customer.isascii() or not customer.isprintable() or " " in customer:
+        raise ValueError("a customer id is printable ASCII without spaces, such as cus_123")
+    return customer
+
+
+def _api_key(connection: HTTPConnection) -> str | None:
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return connection.headers.get("x-api-key") or connection.headers.get("api-key")
+
+
+def _named(name: object, function: str, example: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f'{function} takes a name, such as {function}("{example}"), not {name!r}')
