@@ -274,5 +274,5 @@ class Sink(Protocol):
     def progress(self, record: UsageRecord) -> None:
         """Queue what is to be billed, as it stands in `record`, should this process die now."""
 
-    def drop(self, id: str) -> None:
-        """Forget the progress row `id`: its answer was counted elsewhere."""
+    def drop(self, record_id: str) -> None:
+        """Forget the progress row of this record: its answer was counted elsewhere."""

@@ -39,6 +39,7 @@ class Recorder:
         telemetry: Telemetry,
         counter: Counter,
         resolver: customers.Resolver | None = None,
+        default_customer: str | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = new_id,
         random: Callable[[], float] = random.random,
@@ -48,6 +49,8 @@ class Recorder:
         self.telemetry = telemetry
         self.counter = counter
         self.resolver = resolver
+        self.default_customer = default_customer
+        """Billed where neither caller, scope nor resolver names a customer."""
         self.now = now
         self.new_id = new_id
         self._random = random
@@ -131,12 +134,12 @@ class Recorder:
     def _resolved_now(self, scope: Scope | None) -> str | None:
         """The customer as far as it can be told without waiting."""
         if scope is None:
-            return None
+            return self.default_customer
         root = scope.root
         if (bound := scope.bound_customer()) is not None:
             return bound
         if root.resolved is not None or self.resolver is None or root.asgi is None:
-            return root.resolved
+            return root.resolved or self.default_customer
         try:
             answer = customers.begin(self.resolver, root.asgi)
             if customers.is_async(answer):
@@ -145,7 +148,7 @@ class Recorder:
             root.resolved = customers.checked(answer)
         except Exception as exc:
             self.telemetry.failure("customer.resolver", exc)
-        return root.resolved
+        return root.resolved or self.default_customer
 
     async def resolve(self, scope: Scope) -> str | None:
         """The customer of a request, waiting for an async resolver."""
@@ -153,7 +156,7 @@ class Recorder:
         if (bound := scope.bound_customer()) is not None:
             return bound
         if root.resolved is not None or self.resolver is None or root.asgi is None:
-            return root.resolved
+            return root.resolved or self.default_customer
         try:
             answer = customers.begin(self.resolver, root.asgi)
             if customers.is_async(answer):
@@ -161,7 +164,7 @@ class Recorder:
             root.resolved = customers.checked(answer)
         except Exception as exc:
             self.telemetry.failure("customer.resolver", exc)
-        return root.resolved
+        return root.resolved or self.default_customer
 
     async def settle(self, scope: Scope) -> None:
         """Hand over what waited for the customer; at the latest at the end of the request."""

@@ -1,0 +1,404 @@
+"""The object where everything is plugged together: capture in front, a ledger behind, delivery beside."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from . import customers
+from .capture import context
+from .capture.counter import Counter
+from .capture.recorder import Recorder
+from .errors import AccountMismatch, ConfigurationError, MeteringError
+from .flusher import Flusher
+from .ledger.writer import Writer
+from .meters import TokenMeter, checked_meters, lines_of
+from .protocols import Alarm, Ledger, LedgerStatus, Sender, Ticket
+from .settings import Settings
+from .telemetry import LogTelemetry
+from .usage import Reading, Usage, UsageRecord
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Metering:
+    """Counts LLM calls, keeps the counts safe, and bills them to the caller's Stripe customer.
+
+    Use it with `MeteringMiddleware`, which starts and stops it with the app; or as `with`/`async with`;
+    or by `start()` and `stop()`. It starts by itself when the first usage comes.
+
+        metering = Metering(customer=from_state("stripe_customer_id"))
+        app.add_middleware(MeteringMiddleware, metering=metering)
+        openai = metering.wrap(AsyncOpenAI())
+
+    Args:
+        customer: Who is billed: a resolver such as `from_state("stripe_customer_id")`, any plain or async
+            callable from a Starlette `HTTPConnection` to a customer id, or one customer id for all.
+        settings: Default: read from the environment, see `Settings`.
+        ledger: A folder, "memory:", or a `Ledger`. Default: `settings.ledger`.
+        sender: Default: a `StripeSender` with `settings.stripe_api_key`; without a key nothing is sent.
+        meters: Default: one `TokenMeter()`, which takes every token as `hypernian_tokens`.
+        on_alarm: Called with each `Alarm`, beside the log record.
+        now: The clock, Unix seconds.
+
+    Raises:
+        ConfigurationError: An argument or setting cannot work.
+    """
+
+    def __init__(
+        self,
+        customer: customers.Resolver | str | None = None,
+        *,
+        settings: Settings | None = None,
+        ledger: str | Path | Ledger | None = None,
+        sender: Sender | None = None,
+        meters: Sequence[TokenMeter] | None = None,
+        on_alarm: Callable[[Alarm], object] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings = Settings.from_env() if settings is None else settings
+        self.meters: tuple[TokenMeter, ...] = checked_meters(meters)
+        self.telemetry = LogTelemetry(on_alarm=on_alarm)
+        self.now = now
+        self.sender = sender if sender is not None else _sender(settings)
+        self._writer = Writer(
+            _ledger(settings.ledger if ledger is None else ledger),
+            lines_of=partial(lines_of, meters=self.meters),
+            telemetry=self.telemetry,
+            now=now,
+        )
+        self._flusher = Flusher(self._writer, self.sender, settings, self.telemetry, now=now)
+        self._counter = Counter(settings=settings, telemetry=self.telemetry)
+        self.recorder = Recorder(
+            settings=settings,
+            sink=_StartingSink(self, self._writer),
+            telemetry=self.telemetry,
+            counter=self._counter,
+            resolver=customer if callable(customer) else None,
+            default_customer=_fixed(customer),
+            now=now,
+        )
+        self._lock = Lock()
+        self._started = False
+        self._starting: Thread | None = None
+        self._retry_start_at = 0.0
+
+    # Life.
+
+    @property
+    def is_started(self) -> bool:
+        return self._started
+
+    def start(self) -> None:
+        """Open the ledger, adopt what a dead process left, start delivery. Harmless when started.
+
+        Raises:
+            LedgerError: The ledger cannot be opened or written.
+            AccountMismatch: The ledger belongs to another Stripe account than the key.
+        """
+        with self._lock:
+            if self._started:
+                return
+            self._writer.start()
+            self._refuse_foreign_account()
+            self._counter.load(self.settings.encodings)
+            if self.settings.deliver == "thread":
+                self._flusher.start()
+            self._started = True
+            atexit.register(self._at_exit)
+
+    def start_soon(self) -> None:
+        """Start without making the caller wait; what goes wrong is an alarm, and is tried again."""
+        if self._started or (self._starting is not None and self._starting.is_alive()):
+            return
+        if time.monotonic() < self._retry_start_at:
+            return
+        self._retry_start_at = time.monotonic() + 5
+        self._starting = Thread(target=self._try_start, name="llm-metering-start", daemon=True)
+        self._starting.start()
+
+    def stop(self) -> None:
+        """Commit what is recorded, stop starting sends, and wait at most `drain_s` for those in flight.
+
+        What is not delivered stays in the ledger; the next process delivers it. Recording goes on working.
+        """
+        with self._lock:
+            if not self._started:
+                return
+            self._started = False
+            self._retry_start_at = 0.0
+            atexit.unregister(self._at_exit)
+            self._flusher.stop(self.settings.drain_s)
+            self._writer.stop(self.settings.drain_s)
+
+    def flush(self, timeout_s: float = 30.0) -> int:
+        """Freeze all usage now and deliver it; return how many meter events are still undelivered.
+
+        For scripts and tests. A service needs no flush.
+        """
+        self.start()
+        self._writer.flush(timeout_s)
+        return self._flusher.flush(timeout_s)
+
+    def status(self) -> LedgerStatus:
+        """The ledger at a glance."""
+        self.start()
+        return self._writer.run(lambda ledger: ledger.status(now=self.now()))
+
+    def __enter__(self) -> Metering:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Metering:
+        from anyio.to_thread import run_sync
+
+        await run_sync(self.start)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from anyio import CancelScope
+        from anyio.to_thread import run_sync
+
+        with CancelScope(shield=True):
+            await run_sync(self.stop)
+
+    # Capture.
+
+    def wrap(self, client: C, **dimensions: str) -> C:
+        """Meter a provider's SDK client; it keeps its type and behaviour, streams included.
+
+        Args:
+            client: Such as `OpenAI()`, `AsyncOpenAI()`, `Anthropic()` or `AsyncAnthropic()`.
+            dimensions: Added to everything this client records.
+
+        Raises:
+            ConfigurationError: The object is not a client that can be metered.
+        """
+        from .capture.clients import wrap
+
+        return wrap(client, self.recorder, **dimensions)
+
+    @overload
+    def metered(self, function: F, /) -> F: ...
+
+    @overload
+    def metered(
+        self,
+        *,
+        model: str | None = None,
+        customer: str | Callable[..., str | None] | None = None,
+        prompt: str | None = None,
+        provider: str | None = None,
+        **dimensions: str,
+    ) -> Callable[[F], F]: ...
+
+    def metered(self, function: Any = None, /, **options: Any) -> Any:
+        """Meter a plain, async, generator or async generator function.
+
+        What it returns or yields is read: a provider's answer or stream events, or plain text, which is
+        counted with the tokenizer of `model`.
+
+        Args:
+            model: Names the tokenizer for plain text, and the model where the answer names none.
+            customer: Who is billed, or a callable of the function's arguments. Default: the context's.
+            prompt: The argument that holds the prompt. Default: the first of messages, prompt, input, text.
+            provider: Whose shape the answer has, where it does not say.
+            dimensions: Such as feature="digest".
+        """
+        from .capture.decorators import metered
+
+        decorate = metered(self.recorder, **options)
+        return decorate if function is None else decorate(function)
+
+    def bind(self, *, customer: str | None = None, **dimensions: str) -> None:
+        """Name the customer or dimensions of this request, from here on.
+
+        Raises:
+            ConfigurationError: There is no request and no `bound(...)` block to bind to.
+        """
+        scope = context.current()
+        if scope is None:
+            raise ConfigurationError(
+                "bind() needs a request under MeteringMiddleware; outside of one use "
+                "`with metering.bound(customer=..., ...):`"
+            )
+        if customer is not None:
+            scope.customer = customers.checked(customer)
+        scope.dimensions.update(_texts(dimensions))
+
+    @contextmanager
+    def bound(self, *, customer: str | None = None, **dimensions: str) -> Iterator[None]:
+        """Name the customer or dimensions of everything inside this block, in or outside of a request."""
+        scope = context.Scope(
+            parent=context.current(), customer=customers.checked(customer), dimensions=_texts(dimensions)
+        )
+        with context.entered(scope):
+            yield
+
+    def record(
+        self,
+        answer: Any,
+        *,
+        customer: str | None = None,
+        model: str | None = None,
+        provider: str | None = None,
+        api: str | None = None,
+        request: Any = None,
+        id: str | None = None,
+        used_at: float | None = None,
+        **dimensions: str,
+    ) -> None:
+        """Record one answer by hand. Returns at once and does not raise for what the answer holds.
+
+        Args:
+            answer: A provider's answer (mapping, SDK object, JSON), a `Reading`, or a `Usage`.
+            customer: Who is billed. Default: the context's.
+            model: Where the answer names none.
+            provider: Whose shape the answer has, where it does not say, such as "anthropic".
+            api: Such as "chat" or "messages", where the shape does not say.
+            request: The call's arguments, for counting what the provider did not report.
+            id: Makes recording idempotent: one id is recorded once for good.
+            used_at: When it was used, Unix seconds. Default: now.
+            dimensions: Such as feature="batch".
+        """
+        self.recorder.record(
+            self._read(answer, provider, api),
+            surface="record",
+            customer=customer,
+            model=model,
+            dimensions=_texts(dimensions),
+            request=request,
+            id=id,
+            used_at=used_at,
+        )
+
+    # Inside.
+
+    def _read(self, answer: Any, provider: str | None, api: str | None) -> Reading:
+        if isinstance(answer, Reading):
+            return answer
+        if isinstance(answer, Usage):
+            return Reading(usage=answer, provider=provider, api=api)
+        from .providers import read_response
+
+        try:
+            return read_response(answer, provider=provider, api=api)
+        except Exception as exc:
+            self.telemetry.failure("capture.read", exc)
+            return Reading(problem=f"unreadable: {type(exc).__name__}")
+
+    def _try_start(self) -> None:
+        try:
+            self.start()
+        except MeteringError as exc:
+            self.telemetry.alarm("metering.start_failed", str(exc))
+        except Exception as exc:
+            self.telemetry.failure("metering.start", exc)
+
+    def _refuse_foreign_account(self) -> None:
+        """A key of another account is refused at start, where it can be told. Stripe being down is not."""
+        sender = self.sender
+        if sender is None:
+            return
+        bound_to = self._writer.run(lambda ledger: ledger.status(now=self.now()).account)
+        known = self._writer.run(lambda ledger: ledger.meta("key_hints")) or ""
+        if bound_to is None or sender.key_hint in known.split():
+            return
+        outcome = sender.check()
+        if outcome.kind == "accepted" and outcome.message != bound_to:
+            self._writer.stop(self.settings.drain_s)
+            raise AccountMismatch(bound_to=bound_to, key_of=outcome.message or "another account")
+
+    def _at_exit(self) -> None:
+        # A script that ends without stop(): commit what is queued, deliver nothing more.
+        self._writer.stop(2.0)
+
+
+class _StartingSink:
+    """The writer's queue, which starts metering when the first usage comes."""
+
+    __slots__ = ("_home", "_writer")
+
+    def __init__(self, home: Metering, writer: Writer) -> None:
+        self._home = home
+        self._writer = writer
+
+    def put(self, record: UsageRecord, *, closes: str | None = None) -> Ticket:
+        if not self._home.is_started:
+            self._home.start_soon()
+        return self._writer.put(record, closes=closes)
+
+    def progress(self, record: UsageRecord) -> None:
+        if not self._home.is_started:
+            self._home.start_soon()
+        self._writer.progress(record)
+
+    def drop(self, record_id: str) -> None:
+        self._writer.drop(record_id)
+
+
+def _fixed(customer: Any) -> str | None:
+    if customer is None or callable(customer):
+        return None
+    try:
+        return customers.checked(customer)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"customer={customer!r}: {exc}; give a customer id or a resolver such as from_state(...)"
+        ) from exc
+
+
+def _ledger(where: str | Path | Ledger) -> Ledger:
+    if not isinstance(where, (str, Path)):
+        return where
+    text = str(where)
+    if text == "memory:":
+        from .ledger.memory import MemoryLedger
+
+        return MemoryLedger()
+    if "://" in text and not text.startswith("file://"):
+        raise ConfigurationError(
+            f"ledger={text!r} is not supported by this version; give a folder or 'memory:'"
+        )
+    from .ledger.sqlite import SqliteLedger
+
+    return SqliteLedger(Path(text.removeprefix("file://")))
+
+
+def _sender(settings: Settings) -> Sender | None:
+    if settings.stripe_api_key is None:
+        return None
+    from .senders.stripe_v1 import StripeSender
+
+    return StripeSender(
+        settings.stripe_api_key,
+        api_base=settings.stripe_api_base,
+        timeout_s=settings.send_timeout_s,
+    )
+
+
+def _texts(dimensions: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in dimensions.items() if value is not None}
