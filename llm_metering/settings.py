@@ -52,7 +52,7 @@ class Settings:
     on_missing_customer: Literal["keep", "reject"] = "keep"
     """LLM_METERING_ON_MISSING_CUSTOMER: "keep" records the usage as unresolved, "reject" answers 401
     before the app runs."""
-    bill: Mapping[Provenance, Literal["bill", "hold"]] = BILL_ALL
+    bill: Mapping[Provenance, Literal["bill", "hold"]] = field(default_factory=lambda: BILL_ALL)
     """LLM_METERING_BILL: which provenances are billed, such as "estimated=hold,partial=bill"."""
     tokens_from: Literal["provider", "tiktoken"] = "provider"
     """LLM_METERING_TOKENS_FROM: "provider" takes what it reports and counts where it says nothing;
