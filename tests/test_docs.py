@@ -1,0 +1,54 @@
+"""The documentation names what there is, and names nothing that is not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+import llm_metering
+from llm_metering.settings import Settings, variable
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+
+def text_of(*pages: Path) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages or PAGES)
+
+
+@pytest.mark.parametrize("setting", fields(Settings), ids=lambda f: f.name)
+def test_every_setting_is_documented_with_its_variable_and_default(setting) -> None:
+    row = next(
+        (
+            r
+            for r in (ROOT / "docs/settings.md").read_text().splitlines()
+            if r.startswith(f"| `{setting.name}` ")
+        ),
+        None,
+    )
+    assert row is not None, f"docs/settings.md lacks {setting.name}"
+    assert f"`{variable(setting.name)}`" in row
+    if setting.default not in (MISSING, None) and not isinstance(setting.default, tuple):
+        assert f"| `{setting.default}` |" in row
+
+
+def test_no_setting_is_documented_that_is_not_there() -> None:
+    named = set(
+        re.findall(r"^\| `(\w+)` \| `[A-Z_]+` \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    )
+    assert named == {f.name for f in fields(Settings)}
+
+
+@pytest.mark.parametrize("name", llm_metering.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert re.search(rf"\b{name}\b", text_of()), f"{name} is in no page of the documentation"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert missing == []
