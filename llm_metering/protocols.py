@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from decimal import Context, Decimal, localcontext
+from typing import Any, Literal, Protocol
 
 from .usage import NOTHING, Line, MeterEvent, UsageRecord
-
-if TYPE_CHECKING:
-    from decimal import Decimal
 
 State = Literal["PENDING", "SENDING", "AMBIGUOUS", "ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED"]
 """Where a meter event stands. CLOSED was shown not to have arrived and was replaced by a new event."""
@@ -108,7 +106,9 @@ class Balance:
 
     @property
     def conserved(self) -> bool:
-        return self.recorded == self.accepted + self.pending + self.in_doubt + self.dead
+        # Decimal's `+` rounds to 28 digits; sums of counts near 2**63 with 12 places have more.
+        with localcontext(Context(prec=200)):
+            return self.recorded == self.accepted + self.pending + self.in_doubt + self.dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,29 @@ class EventRow:
     lane: str = ""
 
 
-class Ledger(Protocol):
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person should know. `name` is stable, such as "delivery.paused"."""
+
+    name: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+
+class Books(Protocol):
+    """What can be read of a ledger, by the one who writes it or beside them."""
+
+    def balances(self) -> list[Balance]: ...
+
+    def status(self, *, now: float) -> LedgerStatus: ...
+
+    def usage_sums(self) -> list[UsageSum]: ...
+
+    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
+        """Meter events, the newest first."""
+
+
+class Ledger(Books, Protocol):
     """Holds usage, freezes it into meter events, remembers what became of each.
 
     Every method is one transaction and is called from one thread (the writer's), which owns the
@@ -190,19 +212,36 @@ class Ledger(Protocol):
     def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
         """Commit what became of an attempt. None if the fence is no longer ours."""
 
+    def finish_many(
+        self, results: Sequence[tuple[Claim, Outcome]], *, now: float
+    ) -> list[Transition | None]:
+        """`finish` for several attempts in one transaction, for the price of one."""
+
     def maintain(self, *, now: float) -> list[Transition]:
         """Let time pass: adopt lanes of dead processes, expire leases, move states by age."""
 
-    def balances(self) -> list[Balance]: ...
-
-    def status(self, *, now: float) -> LedgerStatus: ...
-
-    def usage_sums(self) -> list[UsageSum]: ...
-
-    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]: ...
-
     def due_at(self) -> float | None:
-        """When the next event is due to be sent, None if nothing waits."""
+        """When the next event is due to be sent, None if nothing waits. It may lie in the past while
+        another event of the same customer and meter is being sent."""
+
+    def assign(
+        self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
+    ) -> int:
+        """Name the customer of unresolved usage (of all of it without `ids`); return how many records
+        changed. Usage that has a customer is never moved."""
+
+    def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        """Keep records that are not frozen yet out of billing; return how many."""
+
+    def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        """Let held records be billed; return how many."""
+
+    def take_alarms(self) -> list[Alarm]:
+        """What a person should know of the store itself since the last call (a damaged file, a newer
+        schema, a clock that jumped). Alarms about a meter event are in its `Transition`."""
+
+    def view(self) -> Books:
+        """The books for a reader on any other thread; it never disturbs the writer."""
 
     def meta(self, name: str) -> str | None:
         """A small fact kept beside the usage: "paused" (why), "key_hints" (keys known to be ours)."""
@@ -226,15 +265,6 @@ class Sender(Protocol):
         mode, such as "acct_1 (test)"."""
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something that a person should know. `name` is stable, such as "delivery.paused"."""
-
-    name: str
-    message: str
-    data: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
 
 class Telemetry(Protocol):
