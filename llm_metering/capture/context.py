@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from ..protocols import Ticket
 from ..usage import Surface, UsageRecord
@@ -19,6 +20,17 @@ from ..usage import Surface, UsageRecord
 _current: ContextVar[Scope | None] = ContextVar("llm_metering_scope", default=None)
 
 _MAX_KEYS = 4096
+
+
+class OpenStream(Protocol):
+    """A provider's stream that a wrapped client or decorator is reading on behalf of a scope."""
+
+    def leave_progress(self) -> None:
+        """Note in the ledger what came so far: the request is over, and the rest may never be read.
+
+        Called once at the end of the request; never raises, never waits. Whoever closes or collects the
+        stream afterwards still records it, under the same id.
+        """
 
 
 class Sightings:
@@ -48,8 +60,8 @@ class Scope:
     """One request, or one `bound(...)` block inside or outside of a request."""
 
     __slots__ = (
-        "asgi", "closed", "customer", "dimensions", "parent", "parked", "recorded", "resolved",
-        "sightings", "tickets",
+        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "opened", "outer", "owner",
+        "parent", "parked", "recorded", "resolved", "seen", "tickets",
     )  # fmt: skip
 
     def __init__(
@@ -59,22 +71,32 @@ class Scope:
         parent: Scope | None = None,
         customer: str | None = None,
         dimensions: Mapping[str, str] | None = None,
+        owner: object | None = None,
     ) -> None:
+        # One is made for every request, whatever it does: what few need is made when it is needed.
         self.asgi = asgi
+        """The request's ASGI scope, on the outermost scope; what a resolver is shown."""
         self.parent = parent
+        self.outer: Scope | None = None
+        """The scope round this one, whosever it is."""
+        self.owner: object | None = owner if owner is not None or parent is None else parent.owner
+        """The recorder it belongs to; None serves any."""
         self.customer = customer
         """Named by `bind` or `bound`."""
         self.resolved: str | None = None
         """Named by the resolver."""
-        self.dimensions: dict[str, str] = dict(dimensions or {})
-        self.sightings: Sightings = parent.sightings if parent else Sightings()
-        self.tickets: list[Ticket] = []
+        self.tickets: list[Ticket] | None = None
         """Records of this request that may not be committed yet (kept by the outermost scope)."""
-        self.parked: list[UsageRecord] = []
+        self.parked: list[UsageRecord] | None = None
         """Records that wait for the customer to be known (kept by the outermost scope)."""
         self.recorded = 0
         """How many answers were recorded or parked in it (kept by every scope up the line)."""
+        self.embedded = 0
+        """How many of those were embeddings."""
         self.closed = False
+        self._dimensions: dict[str, str] | None = dict(dimensions) if dimensions else None
+        self.seen: Sightings | None = None
+        self.opened: WeakSet[Any] | None = None
 
     @property
     def root(self) -> Scope:
@@ -82,6 +104,26 @@ class Scope:
         while scope.parent is not None:
             scope = scope.parent
         return scope
+
+    @property
+    def dimensions(self) -> dict[str, str]:
+        """Named by `bind` or `bound` on this very scope."""
+        if self._dimensions is None:
+            self._dimensions = {}
+        return self._dimensions
+
+    @property
+    def sightings(self) -> Sightings:
+        """Kept by the outermost scope."""
+        root = self.root
+        if root.seen is None:
+            root.seen = Sightings()
+        return root.seen
+
+    @property
+    def streams(self) -> list[OpenStream]:
+        """The streams that were opened in it and are not finished."""
+        return list(self.opened) if self.opened else []
 
     def bound_customer(self) -> str | None:
         """The customer that `bind` or `bound` named, innermost first."""
@@ -92,30 +134,87 @@ class Scope:
             scope = scope.parent
         return None
 
-    def all_dimensions(self) -> dict[str, str]:
+    def all_dimensions(self) -> Mapping[str, str]:
         """Dimensions of this scope and those round it; inner ones win."""
+        own = self._dimensions or {}
         if self.parent is None:
-            return self.dimensions
-        return {**self.parent.all_dimensions(), **self.dimensions}
+            return own
+        return {**self.parent.all_dimensions(), **own}
 
-    def note_recorded(self) -> None:
+    def note_recorded(self, api: str | None = None) -> None:
+        """An answer was recorded in it."""
         scope: Scope | None = self
         while scope is not None:
             scope.recorded += 1
+            scope.embedded += api == "embeddings"
             scope = scope.parent
 
+    def note_opened(self, stream: OpenStream) -> None:
+        """A stream is read in it from now on. It is held weakly: an abandoned one can be collected."""
+        scope: Scope | None = self
+        while scope is not None:
+            if scope.opened is None:
+                scope.opened = WeakSet()
+            scope.opened.add(stream)
+            scope = scope.parent
 
-def current() -> Scope | None:
-    """The scope that this task or thread is in."""
-    return _current.get()
+    def note_finished(self, stream: OpenStream) -> None:
+        """The stream has been recorded, or there was nothing to record."""
+        scope: Scope | None = self
+        while scope is not None:
+            if scope.opened is not None:
+                scope.opened.discard(stream)
+            scope = scope.parent
+
+    def covers(self, api: str | None) -> bool:
+        """Whether something inside may have counted an answer of this kind, or is about to.
+
+        A chat answer that is passed on may come from any generation that was counted inside, under
+        whatever id; an embedding that was looked up on the way is another thing.
+        """
+        if self.opened:
+            return True
+        if api == "embeddings":
+            return self.embedded > 0
+        return self.recorded > self.embedded
+
+
+def current(owner: object | None = None) -> Scope | None:
+    """The scope that this task or thread is in.
+
+    Args:
+        owner: A recorder: the innermost scope that is not another's, where two `Metering` objects share
+            a process.
+    """
+    scope = _current.get()
+    if owner is None:
+        return scope
+    while scope is not None and scope.owner is not None and scope.owner is not owner:
+        scope = scope.outer
+    return scope
 
 
 @contextmanager
 def entered(scope: Scope) -> Iterator[Scope]:
     """Make `scope` the current one, and leave the context as found."""
-    token = _current.set(scope)
+    token = enter(scope)
     try:
         yield scope
     finally:
-        scope.closed = True
+        leave(scope, token)
+
+
+def enter(scope: Scope) -> Token[Scope | None]:
+    """Make `scope` the current one, until `leave` is called with the token in the same task."""
+    token = _current.set(scope)
+    if token.old_value is not Token.MISSING:
+        scope.outer = token.old_value
+    return token
+
+
+def leave(scope: Scope, token: Token[Scope | None]) -> None:
+    """Leave the context as found. Records made in `scope` from now on no longer wait for a customer."""
+    scope.closed = True
+    # A generator that is closed from another task leaves from a context that it never entered.
+    with suppress(ValueError):
         _current.reset(token)

@@ -5,11 +5,12 @@ Everything that sees an answer (middleware, decorator, wrapped client, `record`)
 
 from __future__ import annotations
 
+import os
 import random
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .. import customers
@@ -22,10 +23,16 @@ from .context import Scope, Sightings
 if TYPE_CHECKING:
     from .counter import Counter
 
+MAX_PARKED = 256
+"""A request (a long websocket) keeps at most so many records waiting for its customer; more are put away as
+unresolved, to be assigned later."""
+
+_MAX_TICKETS = 64
+
 
 def new_id() -> str:
     """A fresh record or call id."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 class Recorder:
@@ -39,7 +46,7 @@ class Recorder:
         telemetry: Telemetry,
         counter: Counter,
         resolver: customers.Resolver | None = None,
-        default_customer: str | None = None,
+        customer: str | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = new_id,
         random: Callable[[], float] = random.random,
@@ -49,12 +56,14 @@ class Recorder:
         self.telemetry = telemetry
         self.counter = counter
         self.resolver = resolver
-        self.default_customer = default_customer
-        """Billed where neither caller, scope nor resolver names a customer."""
+        self.customer = customer
+        """Who is billed where nobody else is named: one customer for all."""
         self.now = now
         self.new_id = new_id
         self._random = random
         self._ambient = Sightings()
+        self._parking = Lock()
+        self._resolver_is_async = False
 
     def record(
         self,
@@ -75,7 +84,8 @@ class Recorder:
         Args:
             reading: What a reader found.
             surface: Who saw it.
-            request: The call's arguments, for counting what the provider did not report.
+            request: The call's arguments, or its body in bytes, for counting what the provider did not
+                report.
             customer: Named by the caller; wins over the scope and the resolver.
             model: Used where the reading names none.
             dimensions: Win over the scope's.
@@ -85,15 +95,14 @@ class Recorder:
             scope: Default: the current one.
         """
         try:
-            scope = scope or context.current()
+            scope = scope or context.current(self)
             if not self.is_new(reading, surface, scope):
-                if closes is not None:
-                    self._drop_progress(closes)
+                self.drop(closes)
                 return None
             if scope is not None:
-                scope.note_recorded()
-            record = self._record(reading, surface, customer, model, dimensions, id, used_at, scope)
-            return self._count_and_put(record, reading, request, closes, scope)
+                scope.note_recorded(reading.api)
+            make = self._maker(surface, customer, model, dimensions, id, used_at, scope)
+            return self._count_and_put(make, reading, request, model, closes, scope)
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
             return None
@@ -104,13 +113,6 @@ class Recorder:
             return True
         sightings = self._ambient if scope is None else scope.sightings
         return sightings.is_new(f"{reading.api}:{reading.response_id}", surface)
-
-    def progress(self, record: UsageRecord) -> None:
-        """Note what is to be billed, as partial, should this process die now."""
-        try:
-            self.sink.progress(record)
-        except Exception as exc:
-            self.telemetry.failure("capture.progress", exc)
 
     def draft(
         self,
@@ -124,65 +126,69 @@ class Recorder:
         scope: Scope | None = None,
     ) -> UsageRecord:
         """The record that `record` would make now, for a progress row."""
-        record = self._record(reading, surface, customer, model, dimensions, id, None, scope)
-        if record.customer is None:
-            record = replace(record, customer=self._resolved_now(scope))
-        return record
+        scope = scope or context.current(self)
+        record = self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
+        return record if record.customer else replace(record, customer=self._resolved_now(scope))
 
-    # The customer.
-
-    def _resolved_now(self, scope: Scope | None) -> str | None:
-        """The customer as far as it can be told without waiting."""
-        if scope is None:
-            return self.default_customer
-        root = scope.root
-        if (bound := scope.bound_customer()) is not None:
-            return bound
-        if root.resolved is not None or self.resolver is None or root.asgi is None:
-            return root.resolved or self.default_customer
+    def progress(self, record: UsageRecord) -> None:
+        """Note what is to be billed, as partial, should this process die now."""
         try:
-            answer = customers.begin(self.resolver, root.asgi)
-            if customers.is_async(answer):
-                _discard(answer)
-                return None
-            root.resolved = customers.checked(answer)
+            self.sink.progress(record)
         except Exception as exc:
-            self.telemetry.failure("customer.resolver", exc)
-        return root.resolved or self.default_customer
+            self.telemetry.failure("capture.progress", exc)
+
+    def drop(self, id: str | None) -> None:
+        """Forget a progress row: its answer was counted elsewhere."""
+        if id is None:
+            return
+        try:
+            self.sink.drop(id)
+        except Exception as exc:
+            self.telemetry.failure("capture.progress", exc)
+
+    # The end of a request.
 
     async def resolve(self, scope: Scope) -> str | None:
         """The customer of a request, waiting for an async resolver."""
-        root = scope.root
-        if (bound := scope.bound_customer()) is not None:
-            return bound
-        if root.resolved is not None or self.resolver is None or root.asgi is None:
-            return root.resolved or self.default_customer
-        try:
-            answer = customers.begin(self.resolver, root.asgi)
-            if customers.is_async(answer):
-                answer = await answer
-            root.resolved = customers.checked(answer)
-        except Exception as exc:
-            self.telemetry.failure("customer.resolver", exc)
-        return root.resolved or self.default_customer
+        asgi = self._unasked(scope)
+        if asgi is not None:
+            try:
+                answer = self._ask(asgi)
+                if customers.is_async(answer):
+                    self._resolver_is_async = True
+                    answer = await answer
+                scope.root.resolved = customers.checked(answer)
+            except Exception as exc:
+                self.telemetry.failure("customer.resolver", exc)
+        return self._known(scope)
 
     async def settle(self, scope: Scope) -> None:
-        """Hand over what waited for the customer; at the latest at the end of the request."""
-        if not scope.parked:
+        """Hand over what waited for the customer, at the latest at the end of the request."""
+        if scope.root.parked:
+            await self.resolve(scope)
+            self.release(scope)
+
+    def release(self, scope: Scope) -> None:
+        """Hand over what waited for the customer, whether it is known by now or not."""
+        root = scope.root
+        with self._parking:
+            parked, root.parked = root.parked, None
+        if not parked:
             return
-        customer = await self.resolve(scope)
-        parked, scope.parked = scope.parked, []
+        customer = self._resolved_now(root)
         for record in parked:
-            self._put(replace(record, customer=customer), closes=record.id, scope=scope)
+            self._put_parked(replace(record, customer=customer), root)
 
     async def committed(self, scope: Scope) -> bool:
         """Wait until all records of the request are on disk; False if that took too long."""
-        from .waiting import wait_for
-
-        tickets = [ticket for ticket in scope.tickets if not ticket.done]
+        root = scope.root
+        tickets = [ticket for ticket in root.tickets or () if not ticket.done]
         if not tickets:
             return True
+        from .waiting import wait_for
+
         if await wait_for(tickets, timeout_s=self.settings.commit_timeout_s):
+            root.tickets = None if root.tickets is None else [t for t in root.tickets if not t.done]
             return True
         self.telemetry.alarm(
             "ledger.slow",
@@ -190,38 +196,39 @@ class Recorder:
         )
         return False
 
-    # The record.
+    # The customer.
 
-    def _record(
-        self,
-        reading: Reading,
-        surface: Surface,
-        customer: str | None,
-        model: str | None,
-        dimensions: Mapping[str, str],
-        id: str | None,
-        used_at: float | None,
-        scope: Scope | None,
-    ) -> UsageRecord:
-        if scope is not None and (outer := scope.all_dimensions()):
-            dimensions = {**outer, **dimensions}
-        if customer is not None:
-            customer = self._checked(customer)
-        elif scope is not None:
-            customer = scope.bound_customer()
-        return UsageRecord(
-            id=id or self.new_id(),
-            usage=reading.usage if reading.problem is None else Usage(),
-            used_at=self.now() if used_at is None else used_at,
-            customer=customer,
-            model=reading.model or model,
-            provider=reading.provider,
-            provenance=reading.provenance,
-            response_id=reading.response_id,
-            dimensions=dict(dimensions) if dimensions else NOTHING,
-            surface=surface,
-            held=reading.problem,
-        )
+    def _known(self, scope: Scope | None) -> str | None:
+        """The customer as known by now."""
+        if scope is None:
+            return self.customer
+        return scope.bound_customer() or scope.root.resolved or self.customer
+
+    def _unasked(self, scope: Scope | None) -> MutableMapping[str, Any] | None:
+        """The request to show the resolver, None where there is none or no need to ask."""
+        if self.resolver is None or scope is None:
+            return None
+        root = scope.root
+        return None if root.resolved is not None or scope.bound_customer() is not None else root.asgi
+
+    def _ask(self, asgi: MutableMapping[str, Any]) -> Any:
+        return None if self.resolver is None else customers.begin(self.resolver, asgi)
+
+    def _resolved_now(self, scope: Scope | None) -> str | None:
+        """The customer as far as it can be told without waiting."""
+        asgi = self._unasked(scope)
+        if asgi is None or scope is None or self._resolver_is_async:
+            return self._known(scope)
+        try:
+            answer = self._ask(asgi)
+            if customers.is_async(answer):
+                self._resolver_is_async = True
+                _discard(answer)
+            else:
+                scope.root.resolved = customers.checked(answer)
+        except Exception as exc:
+            self.telemetry.failure("customer.resolver", exc)
+        return self._known(scope)
 
     def _checked(self, customer: Any) -> str | None:
         try:
@@ -230,76 +237,127 @@ class Recorder:
             self.telemetry.failure("customer.invalid", exc)
             return None
 
+    # The record.
+
+    def _maker(
+        self,
+        surface: Surface,
+        customer: str | None,
+        model: str | None,
+        dimensions: Mapping[str, str],
+        id: str | None,
+        used_at: float | None,
+        scope: Scope | None,
+    ) -> Callable[[Reading], UsageRecord]:
+        """Fix who, what for and when now; the counts may come later, from another thread."""
+        if customer is not None:
+            customer = self._checked(customer)
+        elif scope is not None:
+            customer = scope.bound_customer()
+        if scope is not None and (outer := scope.all_dimensions()):
+            dimensions = {**outer, **dimensions}
+        elif dimensions:
+            dimensions = dict(dimensions)
+        record_id = id or self.new_id()
+        at = self.now() if used_at is None else used_at
+
+        def make(reading: Reading) -> UsageRecord:
+            return UsageRecord(
+                id=record_id,
+                usage=reading.usage if reading.problem is None else Usage(),
+                used_at=at,
+                customer=customer,
+                model=reading.model or model,
+                provider=reading.provider,
+                provenance=reading.provenance,
+                response_id=reading.response_id,
+                dimensions=dimensions or NOTHING,
+                surface=surface,
+                held=reading.problem or self._why_held(reading),
+            )
+
+        return make
+
+    def _why_held(self, reading: Reading) -> str | None:
+        if not reading.usage:
+            return "the answer carries no usage, and nothing in it could be counted"
+        if self.settings.bill[reading.provenance] == "hold":
+            return f"usage that is {reading.provenance} is set to hold"
+        return None
+
     def _count_and_put(
         self,
-        record: UsageRecord,
+        make: Callable[[Reading], UsageRecord],
         reading: Reading,
         request: Any,
+        model: str | None,
         closes: str | None,
         scope: Scope | None,
     ) -> Ticket:
         def finish(counted: Reading) -> Ticket:
-            return self._finish(record, counted, closes, scope)
+            return self._finish(make(counted), closes, scope)
 
+        model = reading.model or model
         audit = self.settings.audit
         if audit and reading.provenance == "reported" and self._random() < audit:
-            self.counter.audit(reading, request, record.model)
+            self.counter.audit(reading, request, model)
         if reading.problem is not None or not self.counter.is_needed(reading):
             return finish(reading)
-        ticket = self.counter.count(reading, request, record.model, finish)
-        if scope is not None:
-            scope.root.tickets.append(ticket)
+        ticket = self.counter.count(reading, request, model, finish)
+        if scope is not None and not ticket.done:
+            _keep(scope.root, ticket)
         return ticket
 
-    def _finish(
-        self, record: UsageRecord, reading: Reading, closes: str | None, scope: Scope | None
-    ) -> Ticket:
-        record = replace(record, usage=reading.usage, provenance=reading.provenance)
-        record = replace(record, held=record.held or reading.problem or self._why_held(record))
+    def _finish(self, record: UsageRecord, closes: str | None, scope: Scope | None) -> Ticket:
         if record.customer is None:
-            record = replace(record, customer=self._resolved_now(scope))
-        if record.customer is None and self._may_still_resolve(scope):
-            assert scope is not None
-            return self._park(record, closes, scope.root)
-        return self._put(record, closes=closes, scope=scope)
+            customer = self._resolved_now(scope)
+            if customer is not None:
+                record = replace(record, customer=customer)
+            elif scope is not None and self._park(record, closes, scope.root):
+                from .waiting import LateTicket
 
-    def _why_held(self, record: UsageRecord) -> str | None:
-        if not record.usage:
-            return "the answer carries no usage, and nothing in it could be counted"
-        if self.settings.bill[record.provenance] == "hold":
-            return f"usage that is {record.provenance} is set to hold"
-        return None
+                return LateTicket.done_already()
+        return self._put(record, closes=closes, root=None if scope is None else scope.root)
 
-    def _may_still_resolve(self, scope: Scope | None) -> bool:
-        return scope is not None and scope.root.asgi is not None and not scope.root.closed
-
-    def _park(self, record: UsageRecord, closes: str | None, root: Scope) -> Ticket:
-        """Keep a record until the customer is known. The ledger has it already, should we be killed."""
-        from .waiting import LateTicket
-
-        if closes is not None and closes != record.id:
-            self._drop_progress(closes)
+    def _park(self, record: UsageRecord, closes: str | None, root: Scope) -> bool:
+        """Keep a record until the customer is known; False where nobody will come to tell."""
+        if root.asgi is None:
+            return False
+        with self._parking:
+            # Closed is looked at under the lock: `release` comes after it is set, and finds what is here.
+            if root.closed or (root.parked is not None and len(root.parked) >= MAX_PARKED):
+                return False
+            if root.parked is None:
+                root.parked = []
+            root.parked.append(record)
+        # Should we be killed meanwhile, the ledger has it.
         self.sink.progress(record)
-        root.parked.append(record)
-        return LateTicket.done_already()
+        if closes != record.id:
+            self.drop(closes)
+        return True
 
-    def _put(self, record: UsageRecord, *, closes: str | None, scope: Scope | None) -> Ticket:
+    def _put_parked(self, record: UsageRecord, root: Scope) -> None:
+        try:
+            self._put(record, closes=record.id, root=root)
+        except Exception as exc:
+            self.telemetry.failure("capture.record", exc)
+
+    def _put(self, record: UsageRecord, *, closes: str | None, root: Scope | None) -> Ticket:
         if record.customer is None:
             self.telemetry.count("usage.unresolved")
         ticket = self.sink.put(record, closes=closes)
-        if scope is not None:
-            _keep(scope.root.tickets, ticket)
+        if root is not None:
+            _keep(root, ticket)
         return ticket
 
-    def _drop_progress(self, id: str) -> None:
-        """The answer was counted elsewhere: what its progress row says is not to be billed."""
-        self.sink.drop(id)
 
-
-def _keep(tickets: list[Ticket], ticket: Ticket) -> None:
-    if len(tickets) >= 64:
-        tickets[:] = [t for t in tickets if not t.done]
-    tickets.append(ticket)
+def _keep(root: Scope, ticket: Ticket) -> None:
+    if root.tickets is None:
+        root.tickets = [ticket]
+        return
+    if len(root.tickets) >= _MAX_TICKETS:
+        root.tickets = [t for t in root.tickets if not t.done]
+    root.tickets.append(ticket)
 
 
 def _discard(awaitable: Any) -> None:
