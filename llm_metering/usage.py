@@ -127,6 +127,18 @@ def _total(usage: Usage, names: tuple[str, ...]) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote, kept only while its tokens may have to be counted; never stored."""
+
+    texts: tuple[str, ...] = ()
+    """The visible text of each choice."""
+    calls: tuple[tuple[str, str], ...] = ()
+    """Each tool call's name and arguments."""
+    thoughts: str = ""
+    """Reasoning that the provider showed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What a reader found in a provider's answer."""
 
@@ -144,6 +156,14 @@ class Reading:
     empty and the record is set aside."""
     text: str | None = None
     """The answer's visible text, kept only while it is needed to count tokens; never stored."""
+    written: Written | None = None
+    """As `text`, where there is more to count than one plain text: several choices, tool calls, thoughts."""
+    bound: float | None = None
+    """By what share our own count may be off, as published in docs/accuracy.md; None where it was not
+    counted, or where what was counted has no bound."""
+    uncounted: str | None = None
+    """What our count leaves out because it cannot be told from the request and the text, such as hidden
+    reasoning or hosted tools."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,29 +43,36 @@ class Counter:
     ) -> Ticket:
         """Count, then hand the full reading to `then`; the ticket is done when the record is."""
         if self._is_quick(reading, request, model):
-            return then(self._counted(reading, request, model))
+            return then(self.counted(reading, request, model))
         late = LateTicket()
 
         def job() -> None:
             try:
-                late.follow(then(self._counted(reading, request, model)))
+                late.follow(then(self.counted(reading, request, model)))
             except Exception as exc:
                 self._telemetry.failure("capture.count", exc)
                 late.fail(exc)
 
-        self._put(job)
+        self.later(job)
         return late
 
     def audit(self, reading: Reading, request: Any, model: str | None) -> None:
         """Count a reported answer too, later, and raise an alarm where the two differ too much."""
-        self._put(lambda: self._audit(reading, request, model))
+        self.later(lambda: self._audit(reading, request, model))
 
     def load(self, encodings: tuple[str, ...]) -> None:
         """Load tokenizer tables, on the counter's thread."""
-        self._put(lambda: self._load(encodings))
+        self.later(lambda: self._load(encodings))
 
-    def _counted(self, reading: Reading, request: Any, model: str | None) -> Reading:
-        from ..providers import fill, recount
+    def later(self, job: Callable[[], None]) -> None:
+        """Run `job` on the counter's thread. Takes no lock that may be held: safe while objects die."""
+        self._jobs.put(job)
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+
+    def counted(self, reading: Reading, request: Any, model: str | None) -> Reading:
+        """Count on this very thread; what the provider did say stays as it is."""
+        from ..counting import fill, recount
 
         count = recount if self._settings.tokens_from == "tiktoken" else fill
         try:
@@ -83,7 +90,7 @@ class Counter:
         return len(reading.text or "") + rough_size(request, INLINE_CHARS) <= INLINE_CHARS
 
     def _audit(self, reading: Reading, request: Any, model: str | None) -> None:
-        from ..providers import audit_difference, recount
+        from ..counting import audit_difference, recount
 
         difference = audit_difference(reading, recount(reading, request, model=model))
         self._telemetry.count("audit.compared")
@@ -96,16 +103,16 @@ class Counter:
         for name in encodings:
             load(name)
 
-    def _put(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
-        if self._thread is None or not self._thread.is_alive():
-            self._start()
-
     def _start(self) -> None:
-        with self._lock:
+        # Whoever holds the lock is starting it, and will find this job too.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = Thread(target=self._run, name="llm-metering-counter", daemon=True)
                 self._thread.start()
+        finally:
+            self._lock.release()
 
     def _run(self) -> None:
         while True:

@@ -1,0 +1,116 @@
+"""Whole answers: the usage, model and id that a provider's answer names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..usage import Reading, Usage, Written
+from .fields import fields, first, get, text
+from .numbers import UnbelievableUsage, dialect_of, usage_of
+from .shapes import shape_of
+
+
+def read_response(
+    body: Any, *, provider: str | None = None, api: str | None = None, keep_text: bool = False
+) -> Reading:
+    """Read the usage in a provider's answer. Never raises.
+
+    A number that cannot be a count of tokens sets `problem`, as does a body that is not JSON; what is no
+    answer of a model gives an empty reading.
+
+    Args:
+        body: A mapping, an SDK's object, or JSON as bytes or str.
+        provider: Whose answer it is, where you know better than the shape shows.
+        api: "chat", "completions", "responses", "embeddings", "messages", … where the shape does not say.
+        keep_text: Keep what the model wrote even where the usage was reported.
+    """
+    try:
+        if isinstance(body, (bytes, bytearray, memoryview, str)):
+            body = parsed(body)
+        if isinstance(body, list):
+            from .streams import read_stream
+
+            return read_stream(body, provider=provider, api=api)
+        return read_answer(body, provider=provider, api=api, keep_text=keep_text)
+    except Unreadable as exc:
+        return Reading(provider=provider, api=api, problem=str(exc))
+    except Exception as exc:
+        return Reading(provider=provider, api=api, problem=f"the answer could not be read: {exc!r}"[:200])
+
+
+class Unreadable(ValueError):
+    """A body that is not JSON."""
+
+
+def parsed(body: bytes | bytearray | memoryview | str) -> Any:
+    """Parse JSON; raise `Unreadable` for what is none."""
+    if not isinstance(body, str):
+        body = bytes(body).decode("utf-8-sig", "replace")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise Unreadable("the answer is nested too deep to be read") from None
+    except ValueError:
+        raise Unreadable("the answer is not JSON, or was cut short") from None
+
+
+def read_answer(
+    answer: Any, *, provider: str | None = None, api: str | None = None, keep_text: bool = False
+) -> Reading:
+    """Read a decoded answer or an SDK's object."""
+    shape = shape_of(answer, api)
+    if shape is None:
+        return _unknown(answer, provider, api)
+    reported = first(answer, shape.usage)
+    usage, problem = believed(reported)
+    words = shape.words(answer) if keep_text or not (usage or problem) else None
+    return Reading(
+        usage=usage,
+        model=text(first(answer, shape.model)),
+        response_id=text(first(answer, shape.id)),
+        provider=provider or shape.provider,
+        api=api or shape.api,
+        problem=problem,
+        text=joined(words),
+        written=words if words is not None and is_more_than_text(words) else None,
+    )
+
+
+def believed(reported: Any) -> tuple[Usage, str | None]:
+    """The usage that a provider reported, or why it cannot be believed."""
+    if reported is None:
+        return Usage(), None
+    dialect = dialect_of(reported)
+    if dialect is None:
+        if fields(reported):
+            return Usage(), None
+        return Usage(), f"usage is {type(reported).__name__}, not an object" if reported != {} else None
+    try:
+        return usage_of(reported, dialect), None
+    except UnbelievableUsage as exc:
+        return Usage(), f"reported usage cannot be believed: {exc}"
+
+
+def joined(words: Written | None) -> str | None:
+    """The visible text in one piece; None where there is none."""
+    return None if words is None else "".join(words.texts) or None
+
+
+def is_more_than_text(words: Written) -> bool:
+    """Whether counting one plain text would leave something out."""
+    return bool(words.calls or words.thoughts) or len(words.texts) > 1
+
+
+def _unknown(answer: Any, provider: str | None, api: str | None) -> Reading:
+    """An answer of a shape that we do not know, with a usage that we do."""
+    reported = get(answer, "usage")
+    usage, problem = believed(reported) if dialect_of(reported) else (Usage(), None)
+    return Reading(
+        usage=usage,
+        model=text(get(answer, "model")),
+        response_id=text(get(answer, "id")),
+        provider=provider,
+        api=api,
+        problem=problem,
+    )

@@ -1,0 +1,101 @@
+"""What a model wrote, found in a whole answer: one small function for each family of shapes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..usage import Written
+from .fields import fields, get, items, text
+
+
+def from_choices(answer: Any) -> Written:
+    """Chat completions and completions: `choices[].message` or `choices[].text`."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    thoughts: list[str] = []
+    for choice in items(get(answer, "choices")):
+        message = get(choice, "message")
+        if message is None:
+            texts.append(content_text(get(choice, "text")))
+            continue
+        texts.append(content_text(get(message, "content")) + (text(get(message, "refusal")) or ""))
+        calls += function_calls(message)
+        thoughts.append(shown_reasoning(message))
+    return Written(tuple(texts), tuple(calls), "".join(thoughts))
+
+
+def from_output(answer: Any) -> Written:
+    """Responses: `output[]` items; hosted tools' own items are not the model's words."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    thoughts: list[str] = []
+    for item in items(get(answer, "output")):
+        kind = get(item, "type")
+        if kind == "message":
+            texts.append(content_text(get(item, "content")))
+        elif kind in ("function_call", "custom_tool_call"):
+            written = text(get(item, "arguments")) or text(get(item, "input")) or ""
+            calls.append((text(get(item, "name")) or "", written))
+        elif kind == "reasoning":
+            thoughts.append(content_text(get(item, "summary")) or content_text(get(item, "content")))
+    return Written(("".join(texts),) if texts else (), tuple(calls), "".join(thoughts))
+
+
+def from_content(answer: Any) -> Written:
+    """Anthropic's Messages: `content[]` blocks."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    thoughts: list[str] = []
+    for block in items(get(answer, "content")):
+        kind = get(block, "type")
+        if kind == "text":
+            texts.append(text(get(block, "text")) or "")
+        elif kind in ("tool_use", "server_tool_use"):
+            calls.append((text(get(block, "name")) or "", compact(get(block, "input"))))
+        elif kind == "thinking":
+            thoughts.append(text(get(block, "thinking")) or "")
+    return Written(("".join(texts),) if texts else (), tuple(calls), "".join(thoughts))
+
+
+def nothing(answer: Any) -> Written:
+    """Embeddings and the like: no words to count."""
+    return Written()
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content: a string, or parts with a text."""
+    if isinstance(content, str):
+        return content
+    parts = (get(part, "text") or get(part, "refusal") for part in items(content))
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def function_calls(message: Any) -> list[tuple[str, str]]:
+    """Name and arguments of each tool call in a chat message, the old `function_call` too."""
+    calls = list(items(get(message, "tool_calls")))
+    found = [get(call, "function") or get(call, "custom") for call in calls]
+    if (old := get(message, "function_call")) is not None:
+        found.append(old)
+    return [
+        (text(get(f, "name")) or "", compact(get(f, "arguments") or get(f, "input")))
+        for f in found
+        if f is not None
+    ]
+
+
+def shown_reasoning(message: Any) -> str:
+    """DeepSeek's `reasoning_content`, Groq's and OpenRouter's `reasoning`."""
+    return text(get(message, "reasoning_content")) or text(get(message, "reasoning")) or ""
+
+
+def compact(value: Any) -> str:
+    """Arguments as the model wrote them: the string itself, or compact JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=fields)
+    except (TypeError, ValueError, RecursionError):
+        return ""
