@@ -18,7 +18,7 @@ from ..protocols import Sink, Telemetry, Ticket
 from ..settings import Settings
 from ..usage import NOTHING, Reading, Surface, Usage, UsageRecord
 from . import context
-from .context import Scope, Sightings
+from .context import Scope
 
 if TYPE_CHECKING:
     from .counter import Counter
@@ -61,7 +61,7 @@ class Recorder:
         self.now = now
         self.new_id = new_id
         self._random = random
-        self._ambient = Sightings()
+        self._ambient = Scope(owner=self)
         self._parking = Lock()
         self._resolver_is_async = False
 
@@ -95,24 +95,45 @@ class Recorder:
             scope: Default: the current one.
         """
         try:
-            scope = scope or context.current(self)
+            scope = scope or self.scope_here()
             if not self.is_new(reading, surface, scope):
                 self.drop(closes)
                 return None
-            if scope is not None:
-                scope.note_recorded(reading.api)
+            scope.note_recorded(reading.api)
             make = self._maker(surface, customer, model, dimensions, id, used_at, scope)
             return self._count_and_put(make, reading, request, model, closes, scope)
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
             return None
 
-    def is_new(self, reading: Reading, surface: Surface, scope: Scope | None) -> bool:
+    def is_new(self, reading: Reading, surface: Surface, scope: Scope) -> bool:
         """Note that `surface` saw this answer; False where another has counted it."""
         if reading.response_id is None:
             return True
-        sightings = self._ambient if scope is None else scope.sightings
-        return sightings.is_new(f"{reading.api}:{reading.response_id}", surface)
+        return scope.sightings.is_new(f"{reading.api}:{reading.response_id}", surface)
+
+    def scope_here(self) -> Scope:
+        """The scope that this task or thread is in; outside of all, one that this process shares."""
+        return context.current(self) or self._ambient
+
+    def wants_text(self) -> bool:
+        """Whether a reader shall keep an answer's text even where the usage is reported, to count it too.
+
+        Drawn anew for each answer where a share of them is audited.
+        """
+        settings = self.settings
+        if settings.tokens_from == "tiktoken":
+            return True
+        return settings.audit > 0 and self._random() < settings.audit
+
+    def scope_here(self) -> Scope:
+        """The scope for what ends later, on another task or thread: the current one, or one of its own, so
+        that it never lands on whoever happens to be served then."""
+        scope = context.current(self)
+        if scope is None:
+            scope = Scope(owner=self)
+            scope.seen = self._ambient
+        return scope
 
     def draft(
         self,
@@ -126,7 +147,7 @@ class Recorder:
         scope: Scope | None = None,
     ) -> UsageRecord:
         """The record that `record` would make now, for a progress row."""
-        scope = scope or context.current(self)
+        scope = scope or self.scope_here()
         record = self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
         return record if record.customer else replace(record, customer=self._resolved_now(scope))
 
@@ -198,26 +219,24 @@ class Recorder:
 
     # The customer.
 
-    def _known(self, scope: Scope | None) -> str | None:
+    def _known(self, scope: Scope) -> str | None:
         """The customer as known by now."""
-        if scope is None:
-            return self.customer
         return scope.bound_customer() or scope.root.resolved or self.customer
 
-    def _unasked(self, scope: Scope | None) -> MutableMapping[str, Any] | None:
+    def _unasked(self, scope: Scope) -> MutableMapping[str, Any] | None:
         """The request to show the resolver, None where there is none or no need to ask."""
-        if self.resolver is None or scope is None:
+        if self.resolver is None or scope.bound_customer() is not None:
             return None
         root = scope.root
-        return None if root.resolved is not None or scope.bound_customer() is not None else root.asgi
+        return root.asgi if root.resolved is None else None
 
     def _ask(self, asgi: MutableMapping[str, Any]) -> Any:
         return None if self.resolver is None else customers.begin(self.resolver, asgi)
 
-    def _resolved_now(self, scope: Scope | None) -> str | None:
+    def _resolved_now(self, scope: Scope) -> str | None:
         """The customer as far as it can be told without waiting."""
         asgi = self._unasked(scope)
-        if asgi is None or scope is None or self._resolver_is_async:
+        if asgi is None or self._resolver_is_async:
             return self._known(scope)
         try:
             answer = self._ask(asgi)
@@ -247,14 +266,11 @@ class Recorder:
         dimensions: Mapping[str, str],
         id: str | None,
         used_at: float | None,
-        scope: Scope | None,
+        scope: Scope,
     ) -> Callable[[Reading], UsageRecord]:
         """Fix who, what for and when now; the counts may come later, from another thread."""
-        if customer is not None:
-            customer = self._checked(customer)
-        elif scope is not None:
-            customer = scope.bound_customer()
-        if scope is not None and (outer := scope.all_dimensions()):
+        customer = scope.bound_customer() if customer is None else self._checked(customer)
+        if outer := scope.all_dimensions():
             dimensions = {**outer, **dimensions}
         elif dimensions:
             dimensions = dict(dimensions)
@@ -292,32 +308,37 @@ class Recorder:
         request: Any,
         model: str | None,
         closes: str | None,
-        scope: Scope | None,
+        scope: Scope,
     ) -> Ticket:
         def finish(counted: Reading) -> Ticket:
             return self._finish(make(counted), closes, scope)
 
         model = reading.model or model
-        audit = self.settings.audit
-        if audit and reading.provenance == "reported" and self._random() < audit:
+        if reading.provenance == "reported" and reading.usage and self._is_audited(reading):
             self.counter.audit(reading, request, model)
         if reading.problem is not None or not self.counter.is_needed(reading):
             return finish(reading)
         ticket = self.counter.count(reading, request, model, finish)
-        if scope is not None and not ticket.done:
-            _keep(scope.root, ticket)
+        if not ticket.done:
+            self._keep(scope.root, ticket)
         return ticket
 
-    def _finish(self, record: UsageRecord, closes: str | None, scope: Scope | None) -> Ticket:
+    def _is_audited(self, reading: Reading) -> bool:
+        if not self.settings.audit or self.settings.tokens_from == "tiktoken":
+            return False
+        # The text was kept because `wants_text` said so.
+        return reading.text is not None or reading.written is not None
+
+    def _finish(self, record: UsageRecord, closes: str | None, scope: Scope) -> Ticket:
         if record.customer is None:
             customer = self._resolved_now(scope)
             if customer is not None:
                 record = replace(record, customer=customer)
-            elif scope is not None and self._park(record, closes, scope.root):
+            elif self._park(record, closes, scope.root):
                 from .waiting import LateTicket
 
                 return LateTicket.done_already()
-        return self._put(record, closes=closes, root=None if scope is None else scope.root)
+        return self._put(record, closes=closes, root=scope.root)
 
     def _park(self, record: UsageRecord, closes: str | None, root: Scope) -> bool:
         """Keep a record until the customer is known; False where nobody will come to tell."""
@@ -342,22 +363,23 @@ class Recorder:
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
 
-    def _put(self, record: UsageRecord, *, closes: str | None, root: Scope | None) -> Ticket:
+    def _put(self, record: UsageRecord, *, closes: str | None, root: Scope) -> Ticket:
         if record.customer is None:
             self.telemetry.count("usage.unresolved")
         ticket = self.sink.put(record, closes=closes)
-        if root is not None:
-            _keep(root, ticket)
+        self._keep(root, ticket)
         return ticket
 
-
-def _keep(root: Scope, ticket: Ticket) -> None:
-    if root.tickets is None:
-        root.tickets = [ticket]
-        return
-    if len(root.tickets) >= _MAX_TICKETS:
-        root.tickets = [t for t in root.tickets if not t.done]
-    root.tickets.append(ticket)
+    def _keep(self, root: Scope, ticket: Ticket) -> None:
+        """Remember what the end of the request has to wait for."""
+        if root is self._ambient:
+            return
+        if root.tickets is None:
+            root.tickets = [ticket]
+            return
+        if len(root.tickets) >= _MAX_TICKETS:
+            root.tickets = [t for t in root.tickets if not t.done]
+        root.tickets.append(ticket)
 
 
 def _discard(awaitable: Any) -> None:
