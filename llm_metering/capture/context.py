@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from threading import Lock
 from typing import Any, Protocol
@@ -166,13 +166,17 @@ class Scope:
                 scope.opened.discard(stream)
             scope = scope.parent
 
-    def covers(self, api: str | None) -> bool:
+    def covers(self, api: str | None, *, besides: object | None = None) -> bool:
         """Whether something inside may have counted an answer of this kind, or is about to.
 
         A chat answer that is passed on may come from any generation that was counted inside, under
         whatever id; an embedding that was looked up on the way is another thing.
+
+        Args:
+            api: Such as "chat" or "embeddings"; None is some generation.
+            besides: A stream that does not count.
         """
-        if self.opened:
+        if self.opened and any(stream is not besides for stream in list(self.opened)):
             return True
         if api == "embeddings":
             return self.embedded > 0
@@ -215,6 +219,8 @@ def enter(scope: Scope) -> Token[Scope | None]:
 def leave(scope: Scope, token: Token[Scope | None]) -> None:
     """Leave the context as found. Records made in `scope` from now on no longer wait for a customer."""
     scope.closed = True
-    # A generator that is closed from another task leaves from a context that it never entered.
-    with suppress(ValueError):
+    try:
         _current.reset(token)
+    except ValueError:
+        # A generator that is closed from another task leaves from a context that it never entered.
+        return

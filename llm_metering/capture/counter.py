@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Callable
 from threading import Lock, Thread
@@ -76,7 +77,7 @@ class Counter:
 
         count = recount if self._settings.tokens_from == "tiktoken" else fill
         try:
-            return count(reading, request, model=model)
+            return count(reading, decoded(request), model=model)
         except Exception as exc:
             # What the provider did say is still worth keeping.
             self._telemetry.failure("capture.count", exc)
@@ -87,12 +88,12 @@ class Counter:
 
         if not is_loaded(encoding_for(reading.model or model)[0]):
             return False
-        return len(reading.text or "") + rough_size(request, INLINE_CHARS) <= INLINE_CHARS
+        return _written_size(reading) + rough_size(request, INLINE_CHARS) <= INLINE_CHARS
 
     def _audit(self, reading: Reading, request: Any, model: str | None) -> None:
         from ..counting import audit_difference, recount
 
-        difference = audit_difference(reading, recount(reading, request, model=model))
+        difference = audit_difference(reading, recount(reading, decoded(request), model=model))
         self._telemetry.count("audit.compared")
         if difference is not None:
             self._telemetry.alarm("audit.difference", difference, model=reading.model or model)
@@ -121,6 +122,24 @@ class Counter:
                 job()
             except Exception as exc:
                 self._telemetry.failure("capture.count", exc)
+
+
+def decoded(request: Any) -> Any:
+    """A request as the counting wants it: a body in bytes is parsed, here and not on the event loop."""
+    if not isinstance(request, bytes):
+        return request
+    try:
+        return json.loads(request)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _written_size(reading: Reading) -> int:
+    written = reading.written
+    if written is None:
+        return len(reading.text or "")
+    calls = sum(len(name) + len(arguments) for name, arguments in written.calls)
+    return sum(map(len, written.texts)) + calls + len(written.thoughts)
 
 
 def rough_size(value: Any, limit: int) -> int:

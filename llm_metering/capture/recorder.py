@@ -18,7 +18,7 @@ from ..protocols import Sink, Telemetry, Ticket
 from ..settings import Settings
 from ..usage import NOTHING, Reading, Surface, Usage, UsageRecord
 from . import context
-from .context import Scope
+from .context import Scope, Sightings
 
 if TYPE_CHECKING:
     from .counter import Counter
@@ -61,7 +61,7 @@ class Recorder:
         self.now = now
         self.new_id = new_id
         self._random = random
-        self._ambient = Scope(owner=self)
+        self._ambient = Sightings()
         self._parking = Lock()
         self._resolver_is_async = False
 
@@ -111,10 +111,6 @@ class Recorder:
         if reading.response_id is None:
             return True
         return scope.sightings.is_new(f"{reading.api}:{reading.response_id}", surface)
-
-    def scope_here(self) -> Scope:
-        """The scope that this task or thread is in; outside of all, one that this process shares."""
-        return context.current(self) or self._ambient
 
     def wants_text(self) -> bool:
         """Whether a reader shall keep an answer's text even where the usage is reported, to count it too.
@@ -372,8 +368,6 @@ class Recorder:
 
     def _keep(self, root: Scope, ticket: Ticket) -> None:
         """Remember what the end of the request has to wait for."""
-        if root is self._ambient:
-            return
         if root.tickets is None:
             root.tickets = [ticket]
             return
