@@ -129,6 +129,15 @@ class StreamTap:
         finally:
             self.scope.note_finished(self)
 
+    def discard(self) -> None:
+        """Record nothing: somebody else counted this stream. Its progress row goes."""
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
+        self._recorder.drop(self._id)
+        self.scope.note_finished(self)
+
     def leave_progress(self) -> None:
         """Note in the ledger what came so far: the request is over, and the rest may never be read."""
         try:
