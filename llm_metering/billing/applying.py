@@ -1,0 +1,280 @@
+"""`apply`: make a Stripe account match a catalog, whatever was done before, by whomever, however far.
+
+It works in rounds: look, do what is missing, look again. Nothing depends on having been told what an
+earlier run did, so it may be interrupted at any call, run twice, or run from two places at once.
+
+What keeps two runs from making two: products have fixed ids, meters one event name, prices one lookup key,
+and each creating call an idempotency key made of what it creates and what it replaces. The try is part of
+that key, since Stripe replays what it stored under a key for a day: also an error 500, and also a product
+that was deleted since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import BillingError
+from .account import MARK, MARK_VALUE, Account, fetch
+from .catalog import Catalog, MeterSpec, PriceSpec, ProductSpec
+from .money import wire
+from .planning import Change, Plan, compare
+from .refusals import doing, explain, is_passing
+
+if TYPE_CHECKING:
+    from stripe import StripeClient, StripeError
+
+_ROUNDS = 6
+
+OnChange = Callable[[Change, str], object]
+"""Called after each change with the change and Stripe's id of the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A catalog that stands in an account, and the ids that Stripe gave it."""
+
+    catalog: Catalog
+    meters: Mapping[str, str]
+    """Stripe's id by event name."""
+    products: Mapping[str, str]
+    """Stripe's id by our id; they are the same."""
+    prices: Mapping[str, str]
+    """Stripe's id by lookup key."""
+    changes: tuple[Change, ...] = ()
+    """What this run did; empty if the account matched already."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "meters": dict(self.meters),
+            "products": dict(self.products),
+            "prices": dict(self.prices),
+            "changes": Plan(self.catalog, self.changes).as_dict()["changes"],
+        }
+
+
+def apply(wanted: Catalog | Plan, client: StripeClient, *, on_change: OnChange = lambda *_: None) -> Applied:
+    """Make the account match, and look again to be sure that it does.
+
+    A `Plan` is carried out as it was reviewed: where the account has changed since so that something else
+    would have to be done, nothing more is done and `BillingError` says what.
+
+    Args:
+        wanted: A catalog, or the plan that was reviewed.
+        client: A Stripe client, such as `connect()` makes.
+        on_change: Told of each change once it is done, for a progress display.
+    """
+    catalog = wanted.catalog if isinstance(wanted, Plan) else wanted
+    done: list[Change] = []
+    tries: Counter[tuple[str, str]] = Counter()
+    failure: tuple[Change, StripeError] | None = None
+    for _ in range(_ROUNDS):
+        account = fetch(catalog, client)
+        current = compare(catalog, account)
+        if current.done:
+            return _applied(catalog, account, done)
+        if failure and failure[0] in current.changes and not is_passing(failure[1]):
+            break
+        _refuse_conflicts(current)
+        if isinstance(wanted, Plan):
+            _refuse_the_unseen(wanted, current)
+        failure = _carry_out(current, account, client, tries, done, on_change)
+    raise _hopeless(failure, current) from (failure[1] if failure else None)
+
+
+def _applied(catalog: Catalog, account: Account, done: list[Change]) -> Applied:
+    return Applied(catalog, account.ids("meter"), account.ids("product"), account.ids("price"), tuple(done))
+
+
+def _hopeless(failure: tuple[Change, StripeError] | None, current: Plan) -> BillingError:
+    if failure:
+        change, exc = failure
+        return BillingError(f"to {change.action} {change.kind} {change.key!r} failed: {explain(exc)}")
+    return BillingError(
+        f"the account still differs from the catalog ({current.summary}); someone else may be changing it "
+        f"at the same time. Look at a new plan, then run it again"
+    )
+
+
+def _refuse_conflicts(plan: Plan) -> None:
+    if not plan.conflicts:
+        return
+    change = plan.conflicts[0]
+    differs = "; ".join(f"{d.field} is {d.found}, wanted {d.wanted}" for d in change.differences)
+    raise BillingError(
+        f"{change.kind} {change.key!r} ({change.id}) stands in the way: {differs}. {change.note}"
+    )
+
+
+def _refuse_the_unseen(reviewed: Plan, current: Plan) -> None:
+    """What another run did meanwhile is welcome; what nobody has reviewed is not."""
+    seen = set(reviewed.changes)
+    unseen = [change for change in current.changes if _acts(change) and change not in seen]
+    if unseen:
+        change = unseen[0]
+        raise BillingError(
+            f"the account has changed since this plan was made: {change.kind} {change.key!r} is now to "
+            f"{change.action}. Make a new plan and review it"
+        )
+
+
+def _acts(change: Change) -> bool:
+    """Whether carrying it out calls Stripe. A meter cannot be marked, so adopting one needs no call."""
+    if change.action == "adopt" and change.kind == "meter":
+        return bool(change.differences)
+    return change.action != "unchanged"
+
+
+def _carry_out(
+    plan: Plan,
+    account: Account,
+    client: StripeClient,
+    tries: Counter[tuple[str, str]],
+    done: list[Change],
+    on_change: OnChange,
+) -> tuple[Change, StripeError] | None:
+    """Do the changes in order; stop at the first that fails and say why."""
+    import stripe
+
+    meters = account.ids("meter")
+    for change in plan.changes:
+        if not _acts(change):
+            continue
+        salt = tries[change.kind, change.key]
+        tries[change.kind, change.key] += 1
+        try:
+            made = _do(change, plan.catalog, client, meters, salt)
+        except (stripe.AuthenticationError, stripe.PermissionError, stripe.APIConnectionError):
+            with doing(f"to {change.action} {change.kind} {change.key!r}"):
+                raise
+        except stripe.StripeError as exc:
+            return change, exc
+        if change.kind == "meter":
+            meters[change.key] = made
+        done.append(change)
+        on_change(change, made)
+    return None
+
+
+def _do(change: Change, catalog: Catalog, client: StripeClient, meters: dict[str, str], salt: int) -> str:
+    if change.kind == "meter":
+        return _do_meter(change, catalog.meter(change.key), client, salt)
+    if change.kind == "product":
+        return _do_product(change, catalog.product(change.key), client, salt)
+    return _do_price(change, catalog.price(change.key), client, meters, salt)
+
+
+def _do_meter(change: Change, meter: MeterSpec, client: StripeClient, salt: int) -> str:
+    meters = client.v1.billing.meters
+    if change.action == "create":
+        params = meter_params(meter)
+        return meters.create(cast("Any", params), _once(change, params, salt)).id
+    assert change.id is not None  # noqa: S101 - only "create" has no object
+    if change.action == "reactivate":
+        meters.reactivate(change.id)
+    if any(d.field == "display_name" for d in change.differences):
+        meters.update(change.id, {"display_name": meter.display_name})
+    return change.id
+
+
+def _do_product(change: Change, product: ProductSpec, client: StripeClient, salt: int) -> str:
+    params = product_params(product)
+    if change.action == "create":
+        params["id"] = product.id
+        return client.v1.products.create(cast("Any", params), _once(change, params, salt)).id
+    return client.v1.products.update(product.id, cast("Any", {**params, "active": True})).id
+
+
+def _do_price(
+    change: Change, price: PriceSpec, client: StripeClient, meters: Mapping[str, str], salt: int
+) -> str:
+    prices = client.v1.prices
+    if change.action in ("create", "replace"):
+        params = price_params(price, meters)
+        params["transfer_lookup_key"] = change.action == "replace"
+        return prices.create(cast("Any", params), _once(change, params, salt)).id
+    assert change.id is not None  # noqa: S101 - only "create" has no object
+    edits: dict[str, Any] = {"active": True, "metadata": {MARK: MARK_VALUE}}
+    if price.nickname is not None:
+        edits["nickname"] = price.nickname
+    return prices.update(change.id, cast("Any", edits)).id
+
+
+def meter_params(meter: MeterSpec) -> dict[str, Any]:
+    """The body of the call that creates a meter."""
+    params: dict[str, Any] = {
+        "display_name": meter.display_name,
+        "event_name": meter.event_name,
+        "default_aggregation": {"formula": meter.aggregation},
+        "customer_mapping": {"type": "by_id", "event_payload_key": meter.customer_key},
+    }
+    if meter.aggregation != "count":
+        params["value_settings"] = {"event_payload_key": meter.value_key}
+    if meter.event_time_window is not None:
+        params["event_time_window"] = meter.event_time_window
+    return params
+
+
+def product_params(product: ProductSpec) -> dict[str, Any]:
+    """What a product is to say."""
+    params: dict[str, Any] = {"name": product.name, "metadata": {MARK: MARK_VALUE}}
+    if product.description is not None:
+        params["description"] = product.description
+    if product.unit_label is not None:
+        params["unit_label"] = product.unit_label
+    return params
+
+
+def price_params(price: PriceSpec, meters: Mapping[str, str]) -> dict[str, Any]:
+    """The body of the call that creates a price. `meters` gives the id of each event name's meter."""
+    recurring: dict[str, Any] = {
+        "interval": price.interval,
+        "interval_count": price.interval_count,
+        "usage_type": "metered" if price.metered else "licensed",
+    }
+    if price.meter is not None:
+        recurring["meter"] = meters[price.meter]
+    params: dict[str, Any] = {
+        "product": price.product,
+        "currency": price.currency,
+        "recurring": recurring,
+        "lookup_key": price.key,
+        "metadata": {MARK: MARK_VALUE},
+        **_amounts(price),
+    }
+    if price.nickname is not None:
+        params["nickname"] = price.nickname
+    return params
+
+
+def _amounts(price: PriceSpec) -> dict[str, Any]:
+    if price.tiers:
+        tiers = [
+            {
+                "up_to": tier.up_to,
+                **_decimal("unit_amount", price, tier.unit_amount),
+                **_decimal("flat_amount", price, tier.flat_amount),
+            }
+            for tier in price.tiers
+        ]
+        return {"billing_scheme": "tiered", "tiers_mode": price.tiers_mode, "tiers": tiers}
+    params: dict[str, Any] = {"billing_scheme": "per_unit", **_decimal("unit_amount", price, price.amount)}
+    if price.package_size is not None:
+        params["transform_quantity"] = {"divide_by": price.package_size, "round": price.package_round}
+    return params
+
+
+def _decimal(name: str, price: PriceSpec, amount: Any) -> dict[str, str]:
+    minor = price.minor(amount)
+    return {} if minor is None else {f"{name}_decimal": wire(minor)}
+
+
+def _once(change: Change, params: Mapping[str, Any], salt: int) -> Any:
+    """The same key for everyone who is about to make the same thing in place of the same thing."""
+    what = json.dumps([change.kind, change.key, change.id, params, salt], sort_keys=True)
+    return {"idempotency_key": "llm_metering-" + hashlib.sha256(what.encode()).hexdigest()[:48]}

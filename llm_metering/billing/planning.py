@@ -1,0 +1,182 @@
+"""`plan`: what it would take to make a Stripe account match a catalog. It only reads; `compare` is pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .account import Account, fetch
+from .catalog import Catalog
+from .facts import Facts, Found, Kind, Wanted, show_fact, summary_of_price, wanted
+
+if TYPE_CHECKING:
+    from stripe import StripeClient
+
+Action = Literal["create", "adopt", "reactivate", "update", "replace", "unchanged", "conflict"]
+
+SIGNS: dict[Action, str] = {
+    "create": "+",
+    "adopt": "<",
+    "reactivate": "^",
+    "update": "~",
+    "replace": "±",
+    "unchanged": "=",
+    "conflict": "!",
+}
+
+MEANINGS: dict[Action, str] = {
+    "create": "is not there and will be made",
+    "adopt": "is there, made by someone else; it will be used and marked as ours",
+    "reactivate": "is there, switched off; it will be switched on again",
+    "update": "has drifted in what can be edited; it will be set back",
+    "replace": "differs in what Stripe never edits; a new one takes over its key, the old one stays",
+    "unchanged": "is as it should be",
+    "conflict": "differs in what cannot be changed or replaced; a person has to decide",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One fact that the account has otherwise than the catalog."""
+
+    field: str
+    found: str
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be done about one object."""
+
+    action: Action
+    kind: Kind
+    key: str
+    """Event name, product id or lookup key."""
+    summary: str
+    id: str | None = None
+    """Stripe's id of the object that is there."""
+    differences: tuple[Difference, ...] = ()
+    """Drift: what was found otherwise, and what it should be."""
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole comparison, in the order in which it is carried out. `str(plan)` is a diff for review."""
+
+    catalog: Catalog
+    changes: tuple[Change, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether the account matches already."""
+        return all(change.action == "unchanged" for change in self.changes)
+
+    @property
+    def conflicts(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.action == "conflict")
+
+    @property
+    def counts(self) -> dict[Action, int]:
+        """How many objects each action concerns."""
+        return dict(Counter(change.action for change in self.changes))
+
+    def __str__(self) -> str:
+        return "\n".join([*_lines(self.changes), self.summary])
+
+    @property
+    def summary(self) -> str:
+        """Such as "2 to create, 1 unchanged"."""
+        words = [f"{n} {_to_do(action)}" for action, n in self.counts.items() if action != "unchanged"]
+        same = self.counts.get("unchanged", 0)
+        return ", ".join(words + ([f"{same} unchanged"] if same else [])) or "an empty catalog"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "done": self.done,
+            "counts": dict(self.counts),
+            "changes": [
+                {
+                    "action": change.action,
+                    "kind": change.kind,
+                    "key": change.key,
+                    "id": change.id,
+                    "summary": change.summary,
+                    "differences": [
+                        {"field": d.field, "found": d.found, "wanted": d.wanted} for d in change.differences
+                    ],
+                    "note": change.note,
+                }
+                for change in self.changes
+            ],
+        }
+
+
+def plan(catalog: Catalog, client: StripeClient) -> Plan:
+    """Compare a catalog with an account. Sends GET requests only."""
+    return compare(catalog, fetch(catalog, client))
+
+
+def compare(catalog: Catalog, account: Account) -> Plan:
+    """The comparison itself: values in, values out."""
+    return Plan(catalog, tuple(_change(want, account.get(want.kind, want.key)) for want in wanted(catalog)))
+
+
+def _change(want: Wanted, found: Found | None) -> Change:
+    if found is None:
+        return Change("create", want.kind, want.key, want.summary)
+    fixed = _differences(want.fixed, found.fixed)
+    editable = _differences(want.editable, found.editable)
+    action, note = _decide(want.kind, found, bool(fixed), bool(editable))
+    return Change(action, want.kind, want.key, want.summary, found.id, fixed + editable, note)
+
+
+def _decide(kind: Kind, found: Found, fixed: bool, editable: bool) -> tuple[Action, str | None]:
+    if fixed and kind == "meter":
+        return "conflict", (
+            "a meter's aggregation and payload keys never change, and its event name stays taken even when "
+            "it is deactivated: choose another event name, or make the catalog say what this meter does"
+        )
+    if fixed:
+        was = "" if kind != "price" else f" ({summary_of_price(found.fixed)})"
+        return (
+            "replace",
+            f"{found.id}{was} stays for those who subscribe to it; new subscribers get the new one",
+        )
+    if not found.active:
+        return "reactivate", None
+    if not found.ours and kind == "meter":
+        return "adopt", "a meter carries no mark, so whose it is cannot be told; it will be used as it is"
+    if not found.ours:
+        return "adopt", None
+    return ("update", None) if editable else ("unchanged", None)
+
+
+def _differences(want: Facts, found: Facts) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(
+            field,
+            show_fact(field, found.get(field), str(found.get("currency"))),
+            show_fact(field, value, str(want.get("currency"))),
+        )
+        for field, value in want.items()
+        if found.get(field) != value
+    )
+
+
+def _lines(changes: Iterable[Change]) -> Iterable[str]:
+    for change in changes:
+        was = f"  ({change.id})" if change.id else ""
+        yield f"{SIGNS[change.action]} {change.action:<10} {change.kind:<8} {change.key}{was}"
+        yield f"      {change.summary}"
+        for difference in change.differences:
+            yield f"      {difference.field}: {difference.found} -> {difference.wanted}"
+        if change.note:
+            yield f"      {change.note}"
+
+
+def _to_do(action: Action) -> str:
+    return "in conflict" if action == "conflict" else f"to {action}"
