@@ -268,6 +268,8 @@ def lasting_id(response_id: str) -> str:
 
 def rough_tokens(request: Any) -> int:
     """About how many tokens a prompt has, without a tokenizer; pictures and sound are left out."""
+    if isinstance(request, (bytes, bytearray)):
+        request = _parsed(request)
     chars = looked = 0
     left = [request]
     while left and chars < _MAX_ROUGH_CHARS and looked < _MAX_ROUGH_ITEMS:
@@ -282,7 +284,20 @@ def rough_tokens(request: Any) -> int:
     return chars // _CHARACTERS_A_TOKEN
 
 
+def _parsed(body: bytes | bytearray) -> Any:
+    """A body, where parsing it is quick; else its text, unless there may be pictures in it."""
+    if len(body) > _MAX_PARSED_BYTES:
+        return "" if b"base64" in body else str(body, "utf-8", "replace")
+    import json
+
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+
+
 _CHARACTERS_A_TOKEN = 4
+_MAX_PARSED_BYTES = 65_536
 _MAX_ROUGH_CHARS = 4_000_000
 _MAX_ROUGH_ITEMS = 10_000
 _NOT_TEXT = frozenset(("data", "file_data", "image_url", "input_audio"))

@@ -1,0 +1,238 @@
+"""Putting a tap on an SDK's stream object or HTTP response, in place: the object stays what it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
+
+from ..sse import SSEDecoder
+
+if TYPE_CHECKING:
+    from .streams import StreamTap
+
+G = TypeVar("G")
+
+
+def tap_stream(stream: Any, tap: StreamTap, *, hide_usage: bool = False) -> bool:
+    """Have `tap` see every event that is read from an SDK's stream; False where that cannot be.
+
+    Args:
+        stream: With an `_iterator` that everything which reads it goes through.
+        tap: Sees the events, and is finished when the stream ends, fails or is closed.
+        hide_usage: Keep the chunk back that holds nothing but the usage which we asked for.
+    """
+    inner: Any = getattr(stream, "_iterator", None)
+    if hasattr(inner, "__anext__"):
+        metered: Any = _read_async(inner, tap, hide_usage)
+    elif hasattr(inner, "__next__"):
+        metered = _read(inner, tap, hide_usage)
+    else:
+        return False
+    stream._iterator = metered  # noqa: SLF001  (there is no public way in)
+    _watch_close(getattr(stream, "response", None), tap, ref(metered))
+    return True
+
+
+def tap_response(response: Any, tap: StreamTap, *, hide_usage: bool = False) -> None:
+    """Have `tap` see the bytes of a response that has not been read yet, however it is read.
+
+    All of httpx's ways to read decoded content (`read`, lines, text, the SDK's `parse`) go through these two.
+    """
+    bytes_seen = _Bytes(response, tap, UsageHider() if hide_usage else None)
+    response.iter_bytes = bytes_seen.iter_bytes
+    response.aiter_bytes = bytes_seen.aiter_bytes
+    _watch_close(response, tap, bytes_seen.reader)
+
+
+def is_usage_only(chunk: Any) -> bool:
+    """Whether a chat chunk holds the usage and nothing that was said."""
+    return getattr(chunk, "usage", None) is not None and not chunk.choices
+
+
+def _read(inner: Iterator[Any], tap: StreamTap, hide_usage: bool) -> Iterator[Any]:
+    feed = tap.feed
+    try:
+        for event in inner:
+            feed(event)
+            if hide_usage and is_usage_only(event):
+                continue
+            yield event
+    except GeneratorExit:
+        # Nobody reads on; the tap itself sees to it when it dies, or when the stream is closed.
+        raise
+    except BaseException:
+        tap.finish(complete=False)
+        raise
+    tap.finish()
+
+
+async def _read_async(inner: AsyncIterator[Any], tap: StreamTap, hide_usage: bool) -> AsyncIterator[Any]:
+    feed = tap.feed
+    try:
+        async for event in inner:
+            feed(event)
+            if hide_usage and is_usage_only(event):
+                continue
+            yield event
+    except GeneratorExit:
+        raise
+    except BaseException:
+        tap.finish(complete=False)
+        raise
+    tap.finish()
+
+
+class _Bytes:
+    """The bytes of one response, seen the first time that they are read."""
+
+    def __init__(self, response: Any, tap: StreamTap, hider: UsageHider | None) -> None:
+        self._response: Callable[[], Any] = ref(response)
+        self._tap = tap
+        self._taken = False
+        self._hider = hider
+        self._reader: Callable[[], Any] = _nothing
+
+    def reader(self) -> Any:
+        """The generator that reads the bytes, None before and after."""
+        return self._reader()
+
+    def iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        response = self._response()
+        inner: Iterator[bytes] = type(response).iter_bytes(response, *args, **kwargs)
+        return inner if self._taken else self._started(self._read(inner))
+
+    def aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        response = self._response()
+        inner: AsyncIterator[bytes] = type(response).aiter_bytes(response, *args, **kwargs)
+        return inner if self._taken else self._started(self._read_async(inner))
+
+    def _started(self, generator: G) -> G:
+        self._taken = True
+        self._reader = ref(generator)
+        return generator
+
+    def _read(self, inner: Iterator[bytes]) -> Iterator[bytes]:
+        tap = self._tap
+        try:
+            for chunk in inner:
+                tap.feed(chunk)
+                if shown := self._shown(chunk):
+                    yield shown
+        except GeneratorExit:
+            raise
+        except BaseException:
+            tap.finish(complete=False)
+            raise
+        tap.finish()
+        if rest := self._rest():
+            yield rest
+
+    async def _read_async(self, inner: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        tap = self._tap
+        try:
+            async for chunk in inner:
+                tap.feed(chunk)
+                if shown := self._shown(chunk):
+                    yield shown
+        except GeneratorExit:
+            raise
+        except BaseException:
+            tap.finish(complete=False)
+            raise
+        tap.finish()
+        if rest := self._rest():
+            yield rest
+
+    def _shown(self, chunk: bytes) -> bytes:
+        return chunk if self._hider is None else self._hider.feed(chunk)
+
+    def _rest(self) -> bytes:
+        return b"" if self._hider is None else self._hider.close()
+
+
+class UsageHider:
+    """Takes the event that holds nothing but usage out of the bytes of a chat stream.
+
+    Bytes are given on by whole events, as they came.
+    """
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What may be shown by now."""
+        shown = []
+        self._held += chunk
+        begin = 0
+        for end in _EVENT_END.finditer(self._held):
+            event = self._held[begin : end.end()]
+            begin = end.end()
+            if not _is_usage_event(event):
+                shown.append(event)
+        self._held = self._held[begin:]
+        return b"".join(shown)
+
+    def close(self) -> bytes:
+        """What is left at the end."""
+        held, self._held = self._held, b""
+        return b"" if _is_usage_event(held) else held
+
+
+_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+
+
+def _is_usage_event(event: bytes) -> bool:
+    if b'"usage"' not in event:
+        return False
+    decoder = SSEDecoder()
+    try:
+        found = [json.loads(each.data) for each in [*decoder.feed(event), *decoder.close()]]
+    except (ValueError, RecursionError):
+        return False
+    return bool(found) and all(
+        isinstance(each, dict) and each.get("usage") is not None and each.get("choices") == []
+        for each in found
+    )
+
+
+def _nothing() -> None:
+    return None
+
+
+def _watch_close(response: Any, tap: StreamTap, reader: Any) -> None:
+    """Finish the tap when the caller closes the response. While it is read, reading itself will tell.
+
+    Only weak references here: a cycle would leave a dropped stream to the garbage collector.
+    """
+    try:
+        this: Callable[[], Any] = ref(response)
+    except TypeError:
+        return  # a stub, or none at all
+
+    def closed() -> None:
+        running = reader()
+        if running is None or not (
+            getattr(running, "gi_running", False) or getattr(running, "ag_running", False)
+        ):
+            tap.finish(complete=False)
+
+    def close() -> Any:
+        closed()
+        owner = this()
+        return before() if before is not None else type(owner).close(owner)
+
+    async def aclose() -> Any:
+        closed()
+        owner = this()
+        return await (abefore() if abefore is not None else type(owner).aclose(owner))
+
+    with suppress(AttributeError, TypeError):
+        before, abefore = (vars(response).get(name) for name in ("close", "aclose"))
+        if hasattr(response, "close"):
+            response.close = close
+        if hasattr(response, "aclose"):
+            response.aclose = aclose
