@@ -1,9 +1,5 @@
 """Senders: meter events out, outcomes back. One seam, `protocols.Sender`, and what stands behind it.
 
-`StripeSender` speaks to Stripe's v1 API; `MemorySender` is for tests.
+`stripe_v1.StripeSender` speaks to Stripe's v1 API, `memory.MemorySender` is for tests. `outcomes` decides
+what an answer means; `pacing` and `threads` are what the flusher sends with.
 """
-
-from .memory import MemorySender
-from .stripe_v1 import StripeSender
-
-__all__ = ["MemorySender", "StripeSender"]
