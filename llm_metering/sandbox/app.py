@@ -1,0 +1,285 @@
+"""The sandbox as an ASGI app: a local, stateful Stripe for usage-based billing.
+
+`create_app()` makes one. It knows nothing of the rest of the package, so agreement with it means something.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from . import catalog, control, customers, invoices, meter_events, meters, subscriptions
+from .books import Books, read_books
+from .door import Door
+from .errors import Refusal, clash, rate_limited, server_fault
+from .faults import BEFORE, Fault, Faults, header_fault
+from .service import Service
+from .store import Store
+from .switches import Switches
+from .usage import count_waiting
+from .wire import Answer, Request
+from .world import Route, World
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+ROUTES: tuple[Route, ...] = (
+    *meter_events.ROUTES,
+    *meters.ROUTES,
+    *catalog.ROUTES,
+    *customers.ROUTES,
+    *subscriptions.ROUTES,
+    *invoices.ROUTES,
+)
+logger = logging.getLogger("llm_metering.sandbox")
+
+
+def create_app(
+    db: str | Path | None = None,
+    *,
+    now: Callable[[], float] = time.time,
+    switches: Switches | None = None,
+    seed: int | str | None = None,
+    keys: Collection[str] | None = None,
+) -> SandboxApp:
+    """A new sandbox, as an ASGI app.
+
+    Args:
+        db: SQLite file that keeps its state; None keeps it in memory.
+        now: The sandbox's clock, Unix seconds.
+        switches: What it assumes where no source settles what Stripe does.
+        seed: Makes its ids repeatable.
+        keys: The API keys that it accepts; None accepts any that looks like one (`sk_test_…`, `rk_live_…`).
+    """
+    return SandboxApp(db, now=now, switches=switches or Switches(), seed=seed, keys=keys)
+
+
+class SandboxApp:
+    """The ASGI app, and what tests ask of it directly. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        db: str | Path | None,
+        *,
+        now: Callable[[], float],
+        switches: Switches,
+        seed: int | str | None,
+        keys: Collection[str] | None,
+    ) -> None:
+        self.store = Store(db)
+        self.world = World(self.store, now=now, switches=switches, seed=seed)
+        self.service = Service(self.world, ROUTES, keys)
+        self.faults = Faults()
+        self.door = Door()
+        self._under_way: set[tuple[str, ...]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        body = await _read_body(receive)
+        if body is None:
+            return
+        request = Request(
+            scope["method"],
+            scope["path"],
+            scope["query_string"].decode("latin-1"),
+            dict(scope["headers"]),
+            body,
+        )
+        if request.path.startswith("/_sandbox"):
+            await _send(send, control.answer(self, request))
+            await self._close_port()
+            return
+        await self._play(request, scope, receive, send)
+
+    def books(self, *, account: str | None = None, identifiers: bool = False) -> Books:
+        """What the accepted events add up to, straight from the raw events."""
+        with self.store.lock:
+            return read_books(self.store, account=account, identifiers=identifiers)
+
+    def settle(self) -> int:
+        """Count every event that waits for its delay now; return how many there were."""
+        with self.store.transaction():
+            return sum(
+                count_waiting(self.world, account, all_of_them=True) for account in self.store.accounts()
+            )
+
+    def reset(self) -> None:
+        """Forget everything: objects, events, remembered answers and faults. Switches stay."""
+        with self.store.lock:
+            self.store.forget_everything()
+            self.service.forget_accounts()
+        self.faults.clear()
+
+    def set_switches(self, **changes: Any) -> Switches:
+        """Change switches of the running sandbox; `ValueError` for what cannot be."""
+        with self.store.lock:
+            self.world.switches = self.world.switches.changed(changes)
+            return self.world.switches
+
+    def close(self) -> None:
+        self.store.close()
+
+    async def _play(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, with the fault that it meets."""
+        fault = self._fault(request)
+        if fault is None:
+            await _send(send, await self._answer(request, None))
+            return
+        if fault.kind in BEFORE:
+            answer = self.service.refuse(request, _refusal(fault))
+        elif fault.kind == "html":
+            answer = await self._page(request, fault)
+        else:
+            answer = await self._answer(request, fault)
+        answer.headers.update(fault.headers)
+        if fault.kind == "truncated":
+            await _send_half(send, answer)
+            await self.door.drop(scope, receive)
+        elif fault.kind == "accept_then_hang":
+            await self.door.hang(scope, receive, fault.seconds)
+        elif fault.kind == "accept_then_reset":
+            await self.door.reset(scope, receive)
+        else:
+            await _send(send, answer)
+
+    def _fault(self, request: Request) -> Fault | None:
+        header = request.header(b"sandbox-fault")
+        if header is not None:
+            return header_fault(header)
+        if not self.faults:
+            return None
+        return self.faults.meet(request.method, request.path, request.customer())
+
+    async def _answer(self, request: Request, fault: Fault | None) -> Answer:
+        """Carry the request out, after the time that it takes."""
+        delay = 0.0
+        if request.path == "/v1/billing/meter_events":
+            delay = self.world.switches.meter_event_latency_s
+        if fault is not None and fault.kind == "slow":
+            delay += 10.0 if fault.seconds is None else fault.seconds
+        instead = server_fault() if fault is not None and fault.kind == "500_after" else None
+        if not delay and not self._under_way:
+            return self.service.answer(request, instead=instead)
+        held = _held(request)
+        refusal = self._clash(held)
+        if refusal is not None:
+            return self.service.refuse(request, refusal)
+        self._under_way |= held
+        try:
+            await anyio.sleep(delay)
+            return self.service.answer(request, instead=instead)
+        finally:
+            self._under_way -= held
+
+    def _clash(self, held: set[tuple[str, ...]]) -> Refusal | None:
+        """What a request gets whose idempotency key, or customer and meter, is being worked on."""
+        for kind, *_ in held & self._under_way:
+            if kind == "key":
+                return Refusal(
+                    409,
+                    "There is currently another in-progress request using this idempotency key. Please try "
+                    "again later.",
+                    type=self.world.switches.idempotency_clash_type,
+                    stored=False,
+                )
+            return clash(self.world.switches.clash_answer)
+        return None
+
+    async def _page(self, request: Request, fault: Fault) -> Answer:
+        """A page as a proxy in between would send it."""
+        status = fault.status or 200
+        if status < 400:
+            await self._answer(request, fault)
+        return Answer(status, b"<html><body><h1>Gateway</h1></body></html>", {}, "text/html")
+
+    async def _close_port(self) -> None:
+        for fault in self.faults.take_refusals():
+            await self.door.refuse(1.0 if fault.seconds is None else fault.seconds)
+
+
+def _held(request: Request) -> set[tuple[str, ...]]:
+    """What a request works on that no other may at the same time."""
+    authorization = request.header(b"authorization") or ""
+    held: set[tuple[str, ...]] = set()
+    key = request.header(b"idempotency-key")
+    if key is not None and request.method == "POST":
+        held.add(("key", authorization, key))
+    if request.path == "/v1/billing/meter_events":
+        try:
+            event_name = str(request.params().get("event_name"))
+        except Refusal:
+            return held
+        held.add(("meter", authorization, event_name, str(request.customer())))
+    return held
+
+
+def _refusal(fault: Fault) -> Refusal:
+    if fault.kind == "429":
+        return rate_limited("endpoint-rate")
+    if fault.kind == "429_lock":
+        return clash("429")
+    if fault.kind == "409":
+        return clash("409")
+    if fault.kind == "401":
+        return Refusal(401, "Invalid API Key provided: sk_test_***", stored=False)
+    if fault.kind == "403":
+        return Refusal(403, "The provided key does not have the required permissions.", stored=False)
+    return server_fault()
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None where the client went away before it was complete."""
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        return bytes(message.get("body", b""))
+    parts: list[bytes] = []
+    while message["type"] == "http.request":
+        if sum(map(len, parts)) < MAX_BODY_BYTES:
+            parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    return None
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    await send(_start(answer))
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _send_half(send: Send, answer: Answer) -> None:
+    await send(_start(answer))
+    await send(
+        {"type": "http.response.body", "body": answer.body[: len(answer.body) // 2], "more_body": True}
+    )
+
+
+def _start(answer: Answer) -> Message:
+    headers = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+    ]
+    headers += [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()
+    ]
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

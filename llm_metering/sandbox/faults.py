@@ -1,0 +1,158 @@
+"""Faults on demand: what goes wrong, with which requests, and how often."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args, get_type_hints
+
+Kind = Literal[
+    "accept_then_hang",  # carried out, never answered
+    "accept_then_reset",  # carried out, then the connection is reset
+    "500_before",  # not carried out
+    "500_after",  # carried out; under v1 the idempotency key remembers the 500
+    "429",  # not carried out; rate limit, with its header
+    "429_lock",  # not carried out; lock_timeout, with stripe-should-retry: true
+    "409",  # not carried out; concurrency clash
+    "401",  # not carried out
+    "403",  # not carried out
+    "slow",  # carried out after `seconds`
+    "truncated",  # carried out; the answer breaks off in the middle
+    "html",  # a page instead of JSON; with a status of 400 or more, not carried out
+    "refuse",  # the port is closed for `seconds`, to every request
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+BEFORE = frozenset({"500_before", "429", "429_lock", "409", "401", "403"})
+"""Kinds under which the request is not carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which requests a fault meets. None is any."""
+
+    method: str | None = None
+    path: str | None = None
+    """Exact, or with `*`: "/v1/billing/meter_event*"."""
+    customer: str | None = None
+    """The customer that the request's parameters or payload name."""
+
+    def fits(self, method: str, path: str, customer: str | None) -> bool:
+        return (
+            self.method in (None, method)
+            and (self.path is None or fnmatchcase(path, self.path))
+            and self.customer in (None, customer)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, `count` times."""
+
+    kind: Kind
+    match: Match = Match()
+    count: int | None = 1
+    """How often; None for ever."""
+    after: int = 0
+    """How many matching requests pass unharmed first."""
+    rate: float = 1.0
+    """The share of matching requests that it meets."""
+    seconds: float | None = None
+    """How long a hang, a slow answer or a closed port lasts; None is until the client gives up (10 s for a
+    slow answer, 1 s for a closed port)."""
+    status: int | None = None
+    """The status of an `html` answer; 200 if not given."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers to add to the answer, such as Retry-After."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Faults:
+    """The faults that are waiting for a request to meet."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Fault] = []
+        self._lock = threading.Lock()
+        self._random = random.Random(0)  # noqa: S311 -- repeatable, not secret
+
+    def add(self, *faults: Fault) -> None:
+        with self._lock:
+            self._waiting += faults
+
+    def clear(self) -> None:
+        with self._lock:
+            self._waiting.clear()
+
+    def waiting(self) -> list[Fault]:
+        with self._lock:
+            return list(self._waiting)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take_refusals(self) -> list[Fault]:
+        """The faults that close the port, taken out."""
+        with self._lock:
+            taken = [fault for fault in self._waiting if fault.kind == "refuse"]
+            self._waiting = [fault for fault in self._waiting if fault.kind != "refuse"]
+        return taken
+
+    def meet(self, method: str, path: str, customer: str | None) -> Fault | None:
+        """The fault that this request meets, used up by one."""
+        with self._lock:
+            for n, fault in enumerate(self._waiting):
+                if fault.kind == "refuse" or not fault.match.fits(method, path, customer):
+                    continue
+                if fault.after:
+                    self._waiting[n] = replace(fault, after=fault.after - 1)
+                    continue
+                if self._random.random() >= fault.rate:
+                    continue
+                if fault.count is not None and fault.count <= 1:
+                    del self._waiting[n]
+                elif fault.count is not None:
+                    self._waiting[n] = replace(fault, count=fault.count - 1)
+                return fault
+        return None
+
+
+def read_fault(given: Any) -> Fault:
+    """A fault from its JSON form; `ValueError` says what cannot be."""
+    if not isinstance(given, dict):
+        raise ValueError(f"a fault is an object with a kind, not {given!r}")
+    _check_names(given, Fault)
+    if given.get("kind") not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {given.get('kind')!r}")
+    match = given.get("match") or {}
+    _check_names(match, Match)
+    for name in ("seconds", "rate", "count", "after", "status"):
+        value = given.get(name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0
+        ):
+            raise ValueError(f"{name} must be a number of 0 or more, not {value!r}")
+    return Fault(**{**given, "match": Match(**match)})
+
+
+def header_fault(text: str) -> Fault | None:
+    """A fault from a request's `Sandbox-Fault: slow; seconds=2` header; None where it names none."""
+    kind, *options = (part.strip() for part in text.split(";"))
+    given: dict[str, Any] = {"kind": kind}
+    try:
+        for option in options:
+            name, _, value = option.partition("=")
+            given[name] = int(value) if name == "status" else float(value)
+        fault = read_fault(given)
+    except ValueError:
+        return None
+    return None if fault.kind == "refuse" else fault
+
+
+def _check_names(given: Mapping[str, Any], form: type) -> None:
+    unknown = given.keys() - get_type_hints(form).keys()
+    if unknown:
+        raise ValueError(f"{form.__name__.lower()} has no {', '.join(sorted(unknown))}")
