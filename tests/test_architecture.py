@@ -16,6 +16,7 @@ FLOORS = {
     "_failpoints": 1,
     "_redact": 1,
     "errors": 1,
+    "fields": 1,
     "protocols": 1,
     "settings": 1,
     "usage": 1,

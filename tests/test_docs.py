@@ -6,9 +6,8 @@ import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-import pytest
-
 import llm_metering
+import pytest
 from llm_metering.settings import Settings, variable
 
 ROOT = Path(__file__).parent.parent
