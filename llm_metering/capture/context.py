@@ -60,8 +60,8 @@ class Scope:
     """One request, or one `bound(...)` block inside or outside of a request."""
 
     __slots__ = (
-        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "opened", "outer", "owner",
-        "parent", "parked", "recorded", "resolved", "seen", "tickets",
+        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "is_read", "opened", "outer",
+        "owner", "parent", "parked", "recorded", "resolved", "seen", "tickets",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,8 @@ class Scope:
         """How many answers were recorded or parked in it (kept by every scope up the line)."""
         self.embedded = 0
         """How many of those were embeddings."""
+        self.is_read = False
+        """Whether the middleware reads this request's answer."""
         self.closed = False
         self._dimensions: dict[str, str] | None = dict(dimensions) if dimensions else None
         self.seen: Sightings | None = None

@@ -196,20 +196,26 @@ class Recorder:
         for record in parked:
             self._put_parked(replace(record, customer=customer), root)
 
-    async def committed(self, scope: Scope) -> bool:
-        """Wait until all records of the request are on disk; False if that took too long."""
+    async def committed(self, scope: Scope, *, within_s: float | None = None) -> bool:
+        """Wait until all records of the request are on disk; False if that took too long.
+
+        Args:
+            scope: The request's.
+            within_s: Default: `settings.commit_timeout_s`.
+        """
         root = scope.root
         tickets = [ticket for ticket in root.tickets or () if not ticket.done]
         if not tickets:
             return True
         from .waiting import wait_for
 
-        if await wait_for(tickets, timeout_s=self.settings.commit_timeout_s):
+        limit_s = self.settings.commit_timeout_s
+        if await wait_for(tickets, timeout_s=limit_s if within_s is None else within_s):
             root.tickets = None if root.tickets is None else [t for t in root.tickets if not t.done]
             return True
         self.telemetry.alarm(
             "ledger.slow",
-            f"usage was not on disk within {self.settings.commit_timeout_s} s; the response went on",
+            f"usage was not on disk within {limit_s} s; the response went on",
         )
         return False
 

@@ -1,0 +1,273 @@
+"""The middleware: a context for every request, the app's own answers read, a clean start and stop.
+
+Pure ASGI. The instance holds configuration only; a request's state lives in its `Scope` and `AppAnswer`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+from . import context
+from .answers import AppAnswer
+from .context import Scope
+from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
+from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
+
+if TYPE_CHECKING:
+    from contextvars import Token
+
+_LAST = frozenset(("http.response.body", "http.response.pathsend", "websocket.close"))
+"""Messages that may be the last of a response."""
+
+
+class MeteringMiddleware:
+    """Meters an ASGI app: ties what its requests use to their customers, and starts and stops with it.
+
+        app.add_middleware(MeteringMiddleware, metering=metering)
+
+    Answers pass unchanged, in order and undelayed; with `durability="commit"` only the last message of a
+    response that used something waits until its usage is on disk. Several of these in one app, for one
+    `Metering`, count once.
+
+    Args:
+        metering: The `Metering` of this app.
+        paths: Routes whose own answers are read where nothing inside them recorded anything, such as those
+            of a gateway; `*` stands for anything. Only answers to POST with a status of 2xx are read.
+        read_answers: Whether to read the app's own answers at all.
+        public_paths: Paths served without a customer even with `on_missing_customer="reject"`. That setting
+            answers 401 on all other paths, whatever `paths` says; CORS preflights pass.
+
+    Raises:
+        ConfigurationError: `metering` is no `Metering`, or a path is none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metering: Home,
+        *,
+        paths: Sequence[str] = DEFAULT_PATHS,
+        read_answers: bool = True,
+        public_paths: Sequence[str] = DEFAULT_PUBLIC_PATHS,
+    ) -> None:
+        if not hasattr(metering, "recorder"):
+            raise ConfigurationError(
+                f"MeteringMiddleware needs metering=Metering(...), not {type(metering).__name__}"
+            )
+        self.app = app
+        self._home = metering
+        self._recorder = metering.recorder
+        self._reads = read_answers
+        self._is_metered = path_matcher(paths)
+        self._is_public = path_matcher(public_paths, name="public_paths")
+        self._rejects = metering.settings.on_missing_customer == "reject"
+        self._holds = metering.settings.durability == "commit"
+        self._key = f"llm_metering.{id(self._recorder):x}"
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._with_lifespan(scope, receive, send)
+            return
+        if kind != "http" and kind != "websocket":
+            await self.app(scope, receive, send)
+            return
+        outer: Scope | None = scope.get(self._key)
+        if outer is not None:
+            await self._nested(outer, scope, receive, send)
+            return
+        if not self._home.is_started:
+            self._start_soon()
+        if "state" not in scope:
+            # Made here, so that inner layers share it even where one of them copies the scope.
+            scope["state"] = {}
+        request = scope[self._key] = Scope(asgi=scope, owner=self._recorder)
+        answer = None
+        if self._reads and kind == "http" and self._is_read(scope):
+            answer, receive, send = self._reading(request, receive, send)
+        elif self._holds or kind == "websocket":
+            send = self._watching(request, send)
+        token = context.enter(request)
+        try:
+            if self._rejects and not await self._is_admitted(request, scope):
+                await _reject(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        finally:
+            if answer is None and not request.recorded and request.opened is None:
+                context.leave(request, token)
+                scope.pop(self._key, None)
+            else:
+                await self._end(request, answer, token, scope)
+
+    async def _with_lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if self._key in scope:
+            await self.app(scope, receive, send)
+            return
+        scope[self._key] = True
+        await run_with_lifespan(self._home, self.app, scope, receive, send)
+
+    # A request.
+
+    def _is_read(self, scope: ASGIScope) -> bool:
+        return bool(scope["method"] == "POST") and self._is_metered(scope["path"])
+
+    def _reading(self, request: Scope, receive: Receive, send: Send) -> tuple[AppAnswer, Receive, Send]:
+        """For routes whose answers are read: messages go on unchanged, and are looked at as they pass."""
+        request.is_read = True
+        path: str = request.asgi["path"] if request.asgi is not None else ""
+        answer = AppAnswer(
+            self._recorder, request, api="embeddings" if path.rstrip("/").endswith("/embeddings") else None
+        )
+
+        async def receive_kept() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and (chunk := message.get("body")):
+                answer.keep_request(chunk)
+            return message
+
+        async def send_read(message: Message) -> None:
+            kind = message["type"]
+            if kind == "http.response.body":
+                feed = answer.feed
+                if feed is not None and (chunk := message.get("body")):
+                    try:
+                        feed(chunk if type(chunk) is bytes else bytes(chunk))
+                    except Exception as exc:
+                        answer.fail(exc)
+                if message.get("more_body"):
+                    await send(message)
+                    return
+            elif kind == "http.response.start":
+                answer.start(message)
+            if kind in _LAST:
+                answer.finish(complete=True)
+                if self._holds and request.recorded:
+                    await self._before_last(request)
+            await send(message)
+
+        return answer, receive_kept, send_read
+
+    def _watching(self, request: Scope, send: Send) -> Send:
+        """For other routes: only a last message may have to wait."""
+
+        async def watched(message: Message) -> None:
+            if not request.recorded:
+                await send(message)
+                return
+            kind = message["type"]
+            if self._holds and kind in _LAST and not message.get("more_body"):
+                await self._before_last(request)
+            await send(message)
+            if request.parked and kind == "websocket.send":
+                # A connection may last for days: what it used is not kept waiting for its end.
+                await self._settle(request)
+
+        return watched
+
+    async def _nested(self, outer: Scope, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        """Inside another middleware of the same `Metering`: one request, one context."""
+        # The innermost view knows most: authentication may stand between the two.
+        outer.asgi = scope
+        if outer.is_read or not self._reads or scope["type"] != "http" or not self._is_read(scope):
+            await self.app(scope, receive, send)
+            return
+        answer, receive, send = self._reading(outer, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            answer.finish(complete=False)
+
+    # The end of a request.
+
+    async def _before_last(self, request: Scope) -> None:
+        """Wait until what the request used is on disk, at most `commit_timeout_s`."""
+        ends_at = time.monotonic() + self._home.settings.commit_timeout_s
+        try:
+            while True:
+                await self._settle(request)
+                left_s = max(0.0, ends_at - time.monotonic())
+                # Counting on another thread may have put one more aside for its customer meanwhile.
+                if not await self._recorder.committed(request, within_s=left_s) or not request.parked:
+                    return
+        except Exception as exc:
+            self._home.telemetry.failure("middleware.commit", exc)
+
+    async def _settle(self, request: Scope) -> None:
+        """Ask for the customer if anything waits for it, at most `commit_timeout_s`."""
+        if not request.parked:
+            return
+        from anyio import move_on_after
+
+        with move_on_after(self._home.settings.commit_timeout_s):
+            await self._recorder.settle(request)
+
+    async def _end(
+        self, request: Scope, answer: AppAnswer | None, token: Token[Scope | None], scope: ASGIScope
+    ) -> None:
+        """However the request ended: what was used is recorded, and nothing of ours reaches the app."""
+        try:
+            if answer is not None:
+                answer.finish(complete=False)
+            if request.parked or request.streams:
+                await self._name_customer(request)
+        finally:
+            context.leave(request, token)
+            scope.pop(self._key, None)
+            self._recorder.release(request)
+            for stream in request.streams:
+                stream.leave_progress()
+
+    async def _name_customer(self, request: Scope) -> None:
+        """The last chance to ask an async resolver, for a cancelled request too."""
+        from anyio import move_on_after
+
+        with move_on_after(self._home.settings.commit_timeout_s, shield=True):
+            await self._recorder.resolve(request)
+
+    # Who is let in.
+
+    async def _is_admitted(self, request: Scope, scope: ASGIScope) -> bool:
+        if self._is_public(scope["path"]) or _is_preflight(scope):
+            return True
+        return await self._recorder.resolve(request) is not None
+
+    def _start_soon(self) -> None:
+        try:
+            self._home.start_soon()
+        except Exception as exc:
+            self._home.telemetry.failure("metering.start", exc)
+
+
+def _is_preflight(scope: ASGIScope) -> bool:
+    """A browser asks before the real request, and may not say who it is."""
+    if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        return False
+    return any(name.lower() == b"access-control-request-method" for name, _ in scope["headers"])
+
+
+_REFUSAL = (
+    b'{"error":{"message":"No customer could be found for this request. Authenticate as a customer.",'
+    b'"type":"authentication_error","param":null,"code":"missing_customer"}}'
+)
+
+
+async def _reject(scope: ASGIScope, receive: Receive, send: Send) -> None:
+    """401 in the shape that provider SDKs show as a message."""
+    prefix = "http."
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": "no customer"})
+            return
+        prefix = "websocket.http."
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(_REFUSAL)).encode()),
+        (b"www-authenticate", b"Bearer"),
+    ]
+    await send({"type": f"{prefix}response.start", "status": 401, "headers": headers})
+    await send({"type": f"{prefix}response.body", "body": _REFUSAL})
