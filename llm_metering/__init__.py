@@ -1,1 +1,59 @@
-"""llm_metering: under construction."""
+"""Count every LLM call, tie it to the caller's Stripe customer, keep it safe, and bill it."""
+
+from .capture.middleware import MeteringMiddleware
+from .counting import count_text
+from .customers import from_api_key, from_auth, from_header, from_state
+from .errors import (
+    AccountMismatch,
+    BillingError,
+    ConfigurationError,
+    LedgerError,
+    LedgerInUse,
+    MeteringError,
+    MissingExtra,
+    UnreadableResponse,
+)
+from .ledger.memory import MemoryLedger
+from .ledger.sqlite import SqliteLedger
+from .metering import Metering
+from .meters import TokenMeter
+from .protocols import Alarm, Ledger, Outcome, Sender
+from .providers import read_response, read_stream
+from .senders.memory import MemorySender
+from .senders.stripe_v1 import StripeSender
+from .settings import Settings
+from .usage import MeterEvent, Reading, Usage, UsageRecord
+
+__all__ = [
+    "AccountMismatch",
+    "Alarm",
+    "BillingError",
+    "ConfigurationError",
+    "Ledger",
+    "LedgerError",
+    "LedgerInUse",
+    "MemoryLedger",
+    "MemorySender",
+    "MeterEvent",
+    "Metering",
+    "MeteringError",
+    "MeteringMiddleware",
+    "MissingExtra",
+    "Outcome",
+    "Reading",
+    "Sender",
+    "Settings",
+    "SqliteLedger",
+    "StripeSender",
+    "TokenMeter",
+    "UnreadableResponse",
+    "Usage",
+    "UsageRecord",
+    "count_text",
+    "from_api_key",
+    "from_auth",
+    "from_header",
+    "from_state",
+    "read_response",
+    "read_stream",
+]

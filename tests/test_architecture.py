@@ -41,13 +41,15 @@ FLOORS = {
 """`cli` stands on the sixth floor too, but alone may import its neighbours."""
 
 MAY_MEET = {
-    ("metering", "flusher"),
-    ("flusher", "delivery"),
+    ("protocols", "usage"),
+    ("settings", "errors"),
+    ("settings", "usage"),
     ("providers", "sse"),
     ("providers", "counting"),
+    ("flusher", "delivery"),
 }
-"""Neighbours that may import each other: the readers of streams stand on the SSE parser, and what a
-provider did not report is counted."""
+"""Neighbours that may meet, in this direction only: words are made of words, the readers of streams stand
+on the SSE parser, what a provider did not report is counted, and the flusher turns delivery over."""
 
 ON_ITS_OWN = {"sandbox"}
 """Imports nothing of the package: a mistake it shared with us would agree with itself."""
