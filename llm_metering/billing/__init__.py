@@ -25,6 +25,7 @@ from .previews import InvoiceLine, InvoicePreview, PriceTotal, preview_invoice
 from .subscriptions import (
     Subscription,
     SubscriptionItem,
+    check_prices,
     create_customer,
     find_subscriptions,
     subscribe,
@@ -53,6 +54,7 @@ __all__ = [
     "SubscriptionItem",
     "Tier",
     "apply",
+    "check_prices",
     "compare",
     "connect",
     "create_customer",

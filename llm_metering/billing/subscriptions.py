@@ -109,8 +109,7 @@ def subscribe(
     values = catalog.catalog if isinstance(catalog, Applied) else catalog
     chosen = values.offer(offer)
     _check_arguments(billing_mode, collection, days_until_due)
-    account = fetch_prices(values, client)
-    _check_prices(values, chosen, account, exact=exact)
+    account = check_prices(client, values, offer=chosen.name, exact=exact)
     metered = {item.price: values.price(item.price).metered for item in chosen.items}
     if collection is None:
         collection = "charge_automatically" if all(metered.values()) else "send_invoice"
@@ -122,6 +121,20 @@ def subscribe(
     }
     with doing(f"subscribing {customer} to {chosen.name!r}"):
         return _find_or_create(client, params, account)
+
+
+def check_prices(
+    client: StripeClient, catalog: Catalog, *, offer: str | None = None, exact: bool = True
+) -> Account:
+    """See that an offer can be subscribed to; `BillingError` says what is missing or differs.
+
+    Args:
+        offer: Which of the catalog's offers; needed if it has several.
+        exact: Refuse prices that differ from the catalog's, too.
+    """
+    account = fetch_prices(catalog, client)
+    _check_prices(catalog, catalog.offer(offer), account, exact=exact)
+    return account
 
 
 def find_subscriptions(client: StripeClient, customer: str) -> tuple[Subscription, ...]:
@@ -223,7 +236,7 @@ def _matching(standing: Sequence[Subscription], items: list[dict[str, Any]]) -> 
             if quantity is not None and has[price] != quantity:
                 raise BillingError(
                     f"{subscription.customer} has {subscription.id} with these prices already, but with "
-                    f"quantity {has[price]} of {price}, not {quantity}; change the quantity of that one instead"
+                    f"quantity {has[price]} of {price}, not {quantity}; change that quantity instead"
                 )
         return subscription
     return None

@@ -1,0 +1,115 @@
+"""The commands in one place, and what becomes of their errors: one line on stderr, exit code 1 or 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigurationError, MeteringError
+from . import invoicing, selling, serving, standing
+from .options import Command
+from .screen import complain
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's; some versions of typer carry click inside, where it has another name."""
+
+app = typer.Typer(
+    name="llm-metering",
+    help="Count LLM calls, keep the counts safe, and bill them through a Stripe meter.",
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+)
+setup = typer.Typer(help="Set up one of Stripe's pricing guides: meter, products, prices. May be run again.")
+app.add_typer(setup, name="setup")
+
+app.command("sandbox", cls=Command)(serving.sandbox)
+setup.command("pay-as-you-go", cls=Command)(selling.pay_as_you_go)
+setup.command("flat-fee", cls=Command)(selling.flat_fee)
+app.command("subscribe", cls=Command)(selling.subscribe_command)
+app.command("test-event", cls=Command)(invoicing.send)
+app.command("preview", cls=Command)(invoicing.preview)
+app.command("status", cls=Command)(standing.status)
+app.command("usage", cls=Command)(standing.usage)
+
+if find_spec("llm_metering.cli.demo") is not None:
+    from .demo import demo
+
+    app.command("demo", cls=Command)(demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"llm-metering {version('llm_metering')}")
+        except PackageNotFoundError:  # run from a folder that was never installed
+            print("llm-metering (not installed)")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _everything(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in args
+    _forgive_terminals()
+    try:
+        return _invoke(args)
+    except _UsageError as exc:
+        complain(f"{_message(exc)}. Try: {_path(exc)} --help", as_json=as_json)
+        return 2
+    except ConfigurationError as exc:
+        complain(str(exc), as_json=as_json)
+        return 2
+    except MeteringError as exc:
+        complain(str(exc), as_json=as_json)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        _close_stdout()
+        return 1
+
+
+def _invoke(args: list[str]) -> int:
+    code: Any = typer.main.get_command(app).main(args, prog_name="llm-metering", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _forgive_terminals() -> None:
+    """A terminal that cannot show a character gets a question mark, not a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _message(exc: Any) -> str:
+    return str(exc.format_message()).rstrip(".")
+
+
+def _path(exc: Any) -> str:
+    context = getattr(exc, "ctx", None)
+    return context.command_path if context is not None else "llm-metering"
+
+
+def _close_stdout() -> None:
+    """The reader of our output is gone; keep Python from complaining about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
