@@ -62,41 +62,35 @@ class LogTelemetry:
 
     def alarm(self, name: str, message: str, /, **data: Any) -> None:
         """Tell a person. `name` is stable, such as "delivery.paused"."""
+        self.count(f"alarm.{name}")
         try:
-            self.count(f"alarm.{name}")
             passed, suppressed = self._pass(f"alarm.{name}", burst=_BURST)
             if not passed:
                 return
             if suppressed:
                 data = {**data, "suppressed": suppressed}
             alarm = Alarm(name, one_line(message, _MAX_MESSAGE), _clean(data))
-            self._logger.error("%s: %s", name, alarm.message, extra={"event": name, "data": dict(alarm.data)})
         except Exception:
             self.count("telemetry.failed")
             return
+        self._log(logging.ERROR, f"{name}: {alarm.message}", name, alarm.data)
         self._call_back(alarm)
 
     def failure(self, name: str, exc: BaseException) -> None:
         """An error of our own that was swallowed so that a request went on: counted and logged."""
+        self.count(f"failure.{name}")
         try:
-            self.count(f"failure.{name}")
             kind = f"{name}: {type(exc).__name__}"
             passed, suppressed = self._pass(f"failure.{kind}", burst=1)
             if not passed:
                 return
-            where = _where(exc)
-            said = one_line(str(exc))
+            where, said = _where(exc), one_line(str(exc))
             more = f" ({suppressed} more since)" if suppressed else ""
-            self._logger.warning(
-                "%s: %s [%s]%s",
-                kind,
-                said,
-                where,
-                more,
-                extra={"event": name, "data": {"error": type(exc).__name__, "message": said, "where": where}},
-            )
         except Exception:
             self.count("telemetry.failed")
+            return
+        data = {"error": type(exc).__name__, "message": said, "where": where}
+        self._log(logging.WARNING, f"{kind}: {said} [{where}]{more}", name, data)
 
     def after_fork(self) -> None:
         """Replace the lock, which another thread of the parent may have held at the fork."""
@@ -109,6 +103,12 @@ class LogTelemetry:
                 name = "telemetry.other"
             gate = self._gates.setdefault(name, _Gate(now))
             return gate.passes(now, burst)
+
+    def _log(self, level: int, text: str, event: str, data: Mapping[str, Any]) -> None:
+        try:
+            self._logger.log(level, "%s", text, extra={"event": event, "data": dict(data)})
+        except Exception:
+            self.count("telemetry.failed")
 
     def _call_back(self, alarm: Alarm) -> None:
         if self._on_alarm is None:
