@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -39,25 +39,6 @@ class Screen:
             self._out.print(Text(text, style=style))
 
     def table(self, table: Table) -> None:
-        if not self.as_json:
-            self._out.print(table)
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on stderr while something takes its time; gives what to call after each step.
-
-        Shows nothing where stderr is no terminal.
-        """
-        if self.as_json or not self._err.is_terminal or total == 0:
-            yield lambda: None
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda: bar.advance(task)
-
-
-def table(self, table: Table) -> None:
         if not self.as_json:
             self._out.print(table)
 

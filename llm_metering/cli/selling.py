@@ -27,6 +27,7 @@ from .options import ApiBase, ApiKey, Json, Live, Sandbox, stripe_at
 from .screen import Screen, row, table
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from stripe import StripeClient
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")]
@@ -170,8 +171,8 @@ def subscribe_command(
         str | None,
         typer.Option(
             "--collection",
-            help="charge_automatically, send_invoice or default_incomplete (default: send_invoice where a fee "
-            "is due at first, else charge_automatically).",
+            help="charge_automatically, send_invoice or default_incomplete (default: send_invoice where "
+            "a fee is due at first, else charge_automatically).",
         ),
     ] = None,
     days_until_due: Annotated[
@@ -251,11 +252,16 @@ def _set_up(
         screen.say(f"Nothing was changed: {plan.summary}.")
         return
     _refuse_unasked(plan, replace)
-    with screen.progress("Setting up", sum(c.action != "unchanged" for c in plan.changes)) as advance:
-        applied = apply_plan(plan, client, on_change=lambda *_: advance())
+    with screen.progress("Setting up", sum(c.action != "unchanged" for c in plan.changes)) as bar:
+        applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
     screen.document({"dry_run": False, "plan": plan.as_dict(), "applied": applied.as_dict()})
     _show_applied(screen, applied)
     screen.say(f"Next: llm-metering subscribe {name} --new-customer 'John Doe'")
+
+
+def _advance(bar: Progress | None) -> None:
+    if bar is not None:
+        bar.advance(bar.task_ids[0])
 
 
 def _refuse_unasked(plan: Plan, replace: bool) -> None:
