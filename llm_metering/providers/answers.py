@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..fields import fields, first, get, text
 from ..usage import Reading, Usage, Written
-from .fields import fields, first, get, text
 from .numbers import UnbelievableUsage, dialect_of, usage_of
 from .shapes import shape_of
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..fields import fields, get, items
 from ..usage import MAX_TOKENS, Usage
-from .fields import fields, get, items
 
 Effects = tuple[tuple[str, int], ...]
 Found = dict[str, tuple[int, Effects]]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..fields import Path, get, items
 from ..usage import Written
 from . import written
-from .fields import Path, get, items
 
 
 @dataclass(frozen=True, slots=True)

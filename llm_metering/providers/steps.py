@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..fields import dig, fields, get, items, text
 from . import shapes, written
-from .fields import dig, fields, get, items, text
 from .shapes import Shape
 
 if TYPE_CHECKING:

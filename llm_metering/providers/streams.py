@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..fields import fields
 from ..usage import Reading, Usage, Written
 from .answers import believed, is_more_than_text
-from .fields import fields
 from .shapes import Shape
 from .steps import Step, step_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..fields import fields, get, items, text
 from ..usage import Written
-from .fields import fields, get, items, text
 
 
 def from_choices(answer: Any) -> Written:
