@@ -35,6 +35,9 @@ BACKOFF_CAP_S = 300.0
 MAX_WAIT_S = HOUR_S
 """The longest wait that a server can ask for; a due time further off than this is a clock's mistake."""
 
+CLOCK_GRAIN_S = 5.0
+"""How exactly the clock is noted; a smaller step back is borne by the two hours kept in hand."""
+
 RESTING: tuple[State, ...] = ("ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED")
 """States that no attempt leaves."""
 WAITING: tuple[State, ...] = ("AMBIGUOUS", "PENDING")

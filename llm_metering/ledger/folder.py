@@ -1,0 +1,227 @@
+"""The folder of a SQLite ledger: is it fit to hold money, which lanes are in it, who holds them.
+
+A lane is `lane-<name>.db` and its lock `lane-<name>.lock`. The lock is a file of its own because closing any
+descriptor of a database file drops the locks that SQLite itself holds on it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import AccountMismatch, LedgerError
+from . import schema
+
+Connect = Callable[..., sqlite3.Connection]
+
+_PREFIX, _SUFFIX = "lane-", ".db"
+_BUSY_S = 5.0
+_WAL_LIMIT = 64 * 1024 * 1024
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder if there is none, and refuse one that others could tamper with."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as exc:
+        raise LedgerError(
+            f"the ledger folder {folder} cannot be made: {exc.strerror}; create it, or set "
+            "LLM_METERING_LEDGER to a folder that this user can write"
+        ) from exc
+    if problem := _problem(folder, found):
+        raise LedgerError(f"the ledger folder {folder} {problem}")
+    _try_writing(folder)
+
+
+def lane_path(folder: Path, name: str) -> Path:
+    return folder / f"{_PREFIX}{name}{_SUFFIX}"
+
+
+def lane_names(folder: Path) -> list[str]:
+    """Lanes in the folder, the latest used first. A symbolic link is not a lane."""
+    found = []
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                if file.name.startswith(_PREFIX) and file.name.endswith(_SUFFIX):
+                    with suppress(FileNotFoundError):
+                        if file.is_file(follow_symlinks=False):
+                            used = file.stat(follow_symlinks=False).st_mtime
+                            found.append((used, file.name[len(_PREFIX) : -len(_SUFFIX)]))
+    except OSError as exc:
+        raise LedgerError(f"the ledger folder {folder} cannot be read: {exc.strerror}") from exc
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def lock(folder: Path, name: str) -> int | None:
+    """Take a lane: the descriptor that holds its lock, None if another process holds it."""
+    path = folder / f"{_PREFIX}{name}.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise LedgerError(f"the lock {path} cannot be opened: {exc.strerror}") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        raise LedgerError(
+            f"{path} cannot be locked: {exc.strerror}; a ledger needs a local disk that knows flock"
+        ) from exc
+    return fd
+
+
+def sign(fd: int) -> None:
+    """Write into a lock who holds it, for people who look."""
+    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    with suppress(OSError):  # a full disk must not stop the start
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, note.encode() + b"\n", 0)
+
+
+def create_lane(folder: Path, name: str, connect: Connect) -> None:
+    """Make an empty lane under its name in one step, so that a file without tables is a damaged one."""
+    made = folder / f"new-{name}{_SUFFIX}"
+    db = connect(str(made), isolation_level=None)
+    try:
+        made.chmod(0o600)
+        db.execute("PRAGMA synchronous = FULL")
+        schema.create(db)
+    finally:
+        db.close()
+    made.rename(lane_path(folder, name))
+    sync(folder)
+
+
+def open_lane(path: Path, connect: Connect) -> sqlite3.Connection:
+    """The writing connection of a lane whose lock is ours."""
+    db = connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=_BUSY_S,
+    )
+    try:
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def read_lane(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write, beside the one that does."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=_BUSY_S,
+    )
+
+
+def set_apart(folder: Path, name: str, *, now: float) -> Path:
+    """Move a damaged lane out of the way, with its log, for a person to look at. Nothing is deleted."""
+    apart = folder / "damaged"
+    with suppress(FileExistsError):
+        apart.mkdir(mode=0o700)
+    target = apart / f"{_PREFIX}{name}-{int(now)}{_SUFFIX}"
+    for ending in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            Path(f"{lane_path(folder, name)}{ending}").rename(f"{target}{ending}")
+    sync(folder)
+    return target
+
+
+def bind(folder: Path, account: str) -> None:
+    """Tie the folder to an account, once and for all processes."""
+    if (bound := bound_account(folder)) is None:
+        draft = folder / f"account.{os.getpid()}"
+        try:
+            _write_durably(draft, account)
+            with suppress(FileExistsError):
+                # A link, unlike a rename, never replaces what another process wrote first.
+                os.link(draft, folder / "account")
+            sync(folder)
+        except OSError as exc:
+            raise LedgerError(f"the account of {folder} cannot be written: {exc.strerror}") from exc
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        bound = bound_account(folder)
+    if bound != account:
+        raise AccountMismatch(bound_to=str(bound), key_of=account)
+
+
+def bound_account(folder: Path) -> str | None:
+    try:
+        return (folder / "account").read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise LedgerError(f"the account of {folder} cannot be read: {exc.strerror}") from exc
+
+
+def sync(folder: Path) -> None:
+    """Make names in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _problem(folder: Path, found: os.stat_result) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        return "is a symbolic link, which is not followed; name the folder it points to"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is not a folder; name one, or remove the file that is in its place"
+    if found.st_uid != os.geteuid():
+        return (
+            f"belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}; run as its "
+            "owner, or set LLM_METERING_LEDGER to a folder of this user"
+        )
+    if found.st_mode & stat.S_IWOTH:
+        return f"can be written by everyone; run: chmod 700 {folder}"
+    return None
+
+
+def _try_writing(folder: Path) -> None:
+    probe = folder / f".probe-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        probe.unlink()
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # a full disk is met by the writer, which waits for it to drain
+        raise LedgerError(
+            f"the ledger folder {folder} cannot be written: {exc.strerror}; give this user the right to, "
+            "or set LLM_METERING_LEDGER to a folder that it can write"
+        ) from exc
+
+
+def _write_durably(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, text.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,439 @@
+"""One lane: a SQLite file of which this process is the only writer, and what can be done to it.
+
+`SqliteLedger` holds its own lane and those of dead processes; each is one of these. Every method is one
+transaction.
+"""
+
+# ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from .._failpoints import failpoint
+from ..protocols import Claim, Entry, Outcome, Progress, Transition
+from . import rows, states
+from .freezing import Draft, bucket_of, drafts, meter_event
+from .lines import plain
+
+Pair = tuple[str, str]
+"""A customer and a meter: at most one attempt at a time is under way for each."""
+
+_INSERT_PROGRESS = f"""
+    INSERT INTO progress ({rows.RECORD})
+    SELECT ?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE id = ?1)
+    ON CONFLICT (id) DO UPDATE SET customer = excluded.customer, model = excluded.model,
+        provider = excluded.provider, provenance = excluded.provenance, response_id = excluded.response_id,
+        surface = excluded.surface, used_at = excluded.used_at, counts = excluded.counts,
+        dimensions = excluded.dimensions, lines = excluded.lines, held = excluded.held,
+        recorded_at = excluded.recorded_at
+"""
+_INSERT_EVENT = (
+    "INSERT INTO meter_event (identifier, freeze, line_key, customer, event_name, value, timestamp, payload, "
+    "frozen_at, next_attempt_at, state)"
+)
+_BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
+_STANDING = (
+    "UPDATE meter_event SET state = ?, attempts = ?, attempt_started_at = ?, first_ambiguous_at = ?, "
+    "next_attempt_at = ?, backoff_s = ?, reason = ?"
+)
+_CLOCK = "clock"
+
+
+class Lane:
+    """One open file. The caller sees to it that nobody else writes to it."""
+
+    def __init__(
+        self,
+        name: str,
+        db: sqlite3.Connection,
+        *,
+        new_id: Callable[[], str],
+        random: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.db = db
+        self._new_id = new_id
+        self._random = random
+        self._keys = rows.LineKeys(db)
+        self._records = rows.RecordRows(self._keys)
+        self._after: Pair = ("", "")
+        self._clock: float | None = None
+
+    # ---- usage
+
+    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+        with self._transaction():
+            # First what streams left behind, so that a record in the same group may close it.
+            if progress:
+                self._put_progress([self._records.row(p.entry, now) for p in progress])
+            records = [self._records.row(entry, now) for entry in entries]
+            before = self.db.total_changes
+            self._put_usage(records)
+            new = self.db.total_changes - before
+            closed = [(entry.closes,) for entry in entries if entry.closes is not None]
+            if closed:
+                self.db.executemany("DELETE FROM progress WHERE id = ?", closed)
+            failpoint("before_commit")
+        failpoint("after_commit")
+        return new
+
+    def recover(self, *, now: float) -> list[Transition]:
+        """What a dead process left under way: streams become partial usage, attempts become AMBIGUOUS."""
+        with self._transaction():
+            # "reported" was true of the part that the provider had told of; the rest will not come.
+            self.db.execute(f"""
+                INSERT INTO usage ({rows.RECORD})
+                SELECT id, customer, model, provider,
+                    CASE provenance WHEN 'reported' THEN 'partial' ELSE provenance END,
+                    response_id, surface, used_at, counts, dimensions, lines, held, recorded_at
+                FROM progress WHERE true ORDER BY recorded_at ON CONFLICT (id) DO NOTHING
+            """)
+            self.db.execute("DELETE FROM progress")
+            return self._crash("state = 'SENDING'", (), now)
+
+    # ---- freezing
+
+    def freeze(self, *, now: float, bucket_s: int, everything: bool) -> int:
+        with self._transaction():
+            made = 0
+            after: float | None = None
+            while (bucket := self._next_bucket(after, bucket_s)) is not None:
+                start, end = bucket
+                if now >= end or everything:
+                    made += self._freeze_bucket(start, end, now)
+                elif start > now:
+                    break
+                after = end
+            failpoint("in_freeze")
+        failpoint("after_freeze")
+        return made
+
+    def _next_bucket(self, after: float | None, bucket_s: int) -> tuple[int, int] | None:
+        (first,) = self.db.execute(
+            f"SELECT min(used_at) FROM usage WHERE {_BILLABLE} AND used_at >= ?",
+            (float("-inf") if after is None else after,),
+        ).fetchone()
+        return None if first is None else bucket_of(first, bucket_s)
+
+    def _freeze_bucket(self, start: int, end: int, now: float) -> int:
+        window = (start, end)
+        # One row a customer, not one a record: each row that is stepped to gives up the interpreter's lock.
+        taken = self.db.execute(
+            "SELECT customer, group_concat('[' || CAST(used_at * 1000000 AS INTEGER) || ',' || seq || ',' "
+            f"|| lines || ']') FROM usage WHERE {_BILLABLE} AND used_at >= ? AND used_at < ? "
+            "GROUP BY customer",
+            window,
+        )
+        made = drafts(chain.from_iterable(self._unpack(customer, text) for customer, text in taken))
+        freeze = self.db.execute(
+            "INSERT INTO freeze (bucket, bucket_s, records, frozen_at) VALUES (?, ?, 0, ?)",
+            (start, end - start, now),
+        ).lastrowid
+        self._insert_events(made, freeze, now)
+        count = self.db.execute(
+            f"UPDATE usage SET freeze = ? WHERE {_BILLABLE} AND used_at >= ? AND used_at < ?",
+            (freeze, *window),
+        ).rowcount
+        self.db.execute("UPDATE freeze SET records = ? WHERE id = ?", (count, freeze))
+        return len(made)
+
+    def _unpack(self, customer: str, text: str) -> Iterator[tuple[str, float, rows.Lines]]:
+        for used_us, _, pairs in sorted(json.loads(f"[{text}]")):
+            yield customer, used_us / 1e6, rows.lines_of(pairs, self._keys)
+
+    def _insert_events(self, made: Iterable[Draft], freeze: int | None, now: float) -> None:
+        values = []
+        for draft in made:
+            event = meter_event(draft, self._new_id(), now=now)
+            values.append(
+                (
+                    event.identifier, freeze, self._keys.number(draft.key), event.customer,
+                    event.event_name, plain(event.value), event.timestamp, rows.payload_json(event),
+                    now, now, "PENDING",
+                )
+            )  # fmt: skip
+        rows.insert(self.db, _INSERT_EVENT, "", values)
+
+    # ---- sending
+
+    def sending(self) -> set[Pair]:
+        """Customers and meters for which an attempt is under way."""
+        return set(self.db.execute("SELECT customer, event_name FROM meter_event WHERE state = 'SENDING'"))
+
+    def claim(
+        self, *, now: float, limit: int, ambiguous_only: bool, busy: set[Pair], lease_s: float
+    ) -> list[Claim]:
+        """Take due events and add their pairs to `busy`."""
+        heads = list(self._heads(now, limit, ambiguous_only, busy))
+        if not heads:
+            return []
+        with self._transaction():
+            claims = [self._start(row, now, lease_s) for row in heads]
+        failpoint("after_claim")
+        return claims
+
+    def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
+        failpoint("before_finish")
+        with self._transaction():
+            transitions = [self._finish(claim, outcome, now) for claim, outcome in results]
+        failpoint("after_finish")
+        return transitions
+
+    def pass_time(self, *, now: float) -> list[Transition]:
+        """Expire leases and move states by age."""
+        with self._transaction():
+            changed = self._crash("state = 'SENDING' AND lease_until <= ?", (now,), now)
+            for row in self._events(
+                "(state = 'AMBIGUOUS' AND first_ambiguous_at <= ?) "
+                "OR (next_attempt_at IS NOT NULL AND timestamp <= ?)",
+                (now - states.HORIZON_S, now - states.EXPIRY_S),
+            ):
+                if step := states.aged(rows.standing_of(row), now=now):
+                    changed.append(self._move(row, step))
+            return changed
+
+    def tell_time(self, now: float) -> float:
+        """Note the time; return by how many seconds the clock went back, 0 if it did not.
+
+        What was measured on a clock that went back is moved along, so that no doubt grows younger.
+        """
+        known = self._clock
+        if known is None and (noted := self.meta(_CLOCK)):
+            known = self._clock = float(noted)
+        back = known - now if known is not None else 0.0
+        if known is not None and abs(back) <= states.CLOCK_GRAIN_S:
+            return 0.0
+        with self._transaction():
+            if back > 0:
+                self._set_clock_back(back)
+            self._set_meta(_CLOCK, repr(now))
+        self._clock = now
+        return max(back, 0.0)
+
+    def _set_clock_back(self, by_s: float) -> None:
+        self.db.execute(
+            "UPDATE meter_event SET attempt_started_at = attempt_started_at - :by, "
+            "first_ambiguous_at = first_ambiguous_at - :by, next_attempt_at = next_attempt_at - :by, "
+            "lease_until = lease_until - :by "
+            "WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'",
+            {"by": by_s},
+        )
+
+    def due_at(self) -> float | None:
+        (at,) = self.db.execute("SELECT min(next_attempt_at) FROM meter_event").fetchone()
+        return None if at is None else float(at)
+
+    def waiting_since(self) -> tuple[float | None, float | None]:
+        """When the oldest event that waits was made, and its oldest use."""
+        since, use = self.db.execute(
+            "SELECT min(frozen_at), min(timestamp) FROM meter_event "
+            "WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'"
+        ).fetchone()
+        return since, use
+
+    def has_work(self) -> bool:
+        """Whether anything is left that goes on by itself."""
+        (work,) = self.db.execute(f"""
+            SELECT EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE})
+                OR EXISTS (SELECT 1 FROM progress)
+                OR EXISTS (SELECT 1 FROM meter_event WHERE next_attempt_at IS NOT NULL)
+                OR EXISTS (SELECT 1 FROM meter_event WHERE state = 'SENDING')
+        """).fetchone()
+        return bool(work)
+
+    # ---- a person's decisions
+
+    def assign(self, customer: str, ids: Sequence[str] | None, *, who: str, why: str, now: float) -> int:
+        with self._transaction():
+            return self._change("customer", customer, "customer IS NULL", ids, (now, who, why, "assign"))
+
+    def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        with self._transaction():
+            return self._change("held", why, "held IS NULL", ids, (now, who, why, "hold"))
+
+    def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        with self._transaction():
+            return self._change("held", None, "held IS NOT NULL", ids, (now, who, why, "release"))
+
+    # ---- small facts
+
+    def meta(self, name: str) -> str | None:
+        row = self.db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, name: str, value: str | None) -> None:
+        with self._transaction():
+            self._set_meta(name, value)
+
+    def _set_meta(self, name: str, value: str | None) -> None:
+        if value is None:
+            self.db.execute("DELETE FROM meta WHERE name = ?", (name,))
+            return
+        self.db.execute(
+            "INSERT INTO meta (name, value) VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
+
+    # ---- underneath
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:
+            self._keys.forget()
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        try:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+        except sqlite3.Error:
+            # The file is beyond help; SQLite rolls back when it is next opened.
+            self.db.interrupt()
+
+    def _put_usage(self, values: list[rows.Row]) -> None:
+        head = f"INSERT INTO usage ({rows.RECORD})"
+        try:
+            rows.insert(self.db, head, "ON CONFLICT (id) DO NOTHING", values)
+        except UnicodeEncodeError:
+            # Those before the bad one are in already, and are known by their ids.
+            rows.insert(self.db, head, "ON CONFLICT (id) DO NOTHING", [rows.printable(r) for r in values])
+
+    def _put_progress(self, values: list[rows.Row]) -> None:
+        try:
+            self.db.executemany(_INSERT_PROGRESS, values)
+        except UnicodeEncodeError:
+            self.db.executemany(_INSERT_PROGRESS, [rows.printable(row) for row in values])
+
+    def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[Sequence[Any]]:
+        return self.db.execute(
+            f"SELECT {rows.EVENT} FROM meter_event WHERE {where} {more}",
+            values,
+        ).fetchall()
+
+    def _heads(
+        self, now: float, limit: int, ambiguous_only: bool, busy: set[Pair]
+    ) -> Iterator[Sequence[Any]]:
+        """Events to be sent now, each of another pair: the doubtful ones first, then one pair after another
+        from where the last claim ended, so that a customer with a long queue does not hold up the rest."""
+        doubtful = self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at")
+        for row in chain(doubtful, () if ambiguous_only else self._round(now)):
+            if limit <= 0:
+                return
+            pair = (row[2], row[1])
+            if pair not in busy and states.may_send(rows.standing_of(row), now=now):
+                busy.add(pair)
+                limit -= 1
+                yield row
+
+    def _round(self, now: float) -> Iterator[Sequence[Any]]:
+        """The earliest due event of each pair, from `_after` on and round to it again."""
+        start = pair = self._after
+        while found := self._next_due(pair, now):
+            pair = self._after = (found[2], found[1])
+            yield found
+        pair = ("", "")
+        while (found := self._next_due(pair, now)) and (found[2], found[1]) <= start:
+            pair = self._after = (found[2], found[1])
+            yield found
+
+    def _next_due(self, after: Pair, now: float) -> Sequence[Any] | None:
+        found = self._events(
+            "next_attempt_at IS NOT NULL AND (customer, event_name) > (?, ?) AND state = 'PENDING' "
+            "AND (next_attempt_at <= ? OR next_attempt_at > ?) AND timestamp > ?",
+            (*after, now, now + states.MAX_WAIT_S, now - states.EXPIRY_S),
+            "ORDER BY customer, event_name, next_attempt_at LIMIT 1",
+        )
+        return found[0] if found else None
+
+    def _start(self, row: Sequence[Any], now: float, lease_s: float) -> Claim:
+        event, before = rows.event_of(row), rows.standing_of(row)
+        after = states.started(before, now=now)
+        self._write(event.identifier, after, ", fence = fence + 1, lease_until = ?", (now + lease_s,))
+        (fence,) = self.db.execute(
+            "SELECT fence FROM meter_event WHERE identifier = ?", (event.identifier,)
+        ).fetchone()
+        self.db.execute(
+            "INSERT INTO attempt (identifier, number, fence, started_at) VALUES (?, ?, ?, ?)",
+            (event.identifier, after.attempts, fence, now),
+        )
+        return Claim(event, after.attempts, fence, self.name, before.first_ambiguous_at)
+
+    def _finish(self, claim: Claim, outcome: Outcome, now: float) -> Transition | None:
+        found = self._events(
+            "identifier = ? AND fence = ? AND state = 'SENDING'", (claim.event.identifier, claim.fence)
+        )
+        if not found:
+            return None
+        step = states.ended(rows.standing_of(found[0]), outcome, now=now, random=self._random)
+        self._end_attempt(claim.event.identifier, claim.attempt, outcome, now)
+        return self._move(found[0], step)
+
+    def _crash(self, where: str, values: Sequence[Any], now: float) -> list[Transition]:
+        changed = []
+        for row in self._events(where, values):
+            standing = rows.standing_of(row)
+            step = states.crashed(standing, now=now)
+            outcome = Outcome("ambiguous", message=step.standing.reason)
+            self._end_attempt(row[0], standing.attempts, outcome, now)
+            changed.append(self._move(row, step))
+        return changed
+
+    def _end_attempt(self, identifier: str, number: int, o: Outcome, now: float) -> None:
+        self.db.execute(
+            "UPDATE attempt SET ended_at = ?, outcome = ?, status = ?, code = ?, message = ?, "
+            "request_id = ? WHERE identifier = ? AND number = ?",
+            (now, o.kind, o.status, o.code, o.message, o.request_id, identifier, number),
+        )
+
+    def _move(self, row: Sequence[Any], step: states.Step) -> Transition:
+        identifier, before, after = row[0], row[6], step.standing
+        self._write(identifier, after, ", lease_until = NULL", ())
+        return Transition(identifier, before, after.state, after.reason, step.alarm, after.next_attempt_at)
+
+    def _write(self, identifier: str, s: states.Standing, more: str, values: Sequence[Any]) -> None:
+        self.db.execute(
+            f"{_STANDING}{more} WHERE identifier = ?",
+            (
+                s.state, s.attempts, s.attempt_started_at, s.first_ambiguous_at, s.next_attempt_at,
+                s.backoff_s, s.reason, *values, identifier,
+            ),
+        )  # fmt: skip
+
+    def _change(
+        self,
+        column: str,
+        value: str | None,
+        where: str,
+        ids: Sequence[str] | None,
+        action: tuple[float, str, str, str],
+    ) -> int:
+        """Change one column of records that are not frozen yet, and note who did it and why."""
+        condition = f"freeze IS NULL AND {where}"
+        if ids is None:
+            ids = [i for (i,) in self.db.execute(f"SELECT id FROM usage WHERE {condition}")]
+        changed = 0
+        for id_ in ids:
+            row = self.db.execute(
+                f"SELECT {column} FROM usage WHERE id = ? AND {condition}",
+                (id_,),
+            ).fetchone()
+            if row is None:
+                continue
+            self.db.execute(f"UPDATE usage SET {column} = ? WHERE id = ?", (value, id_))
+            self.db.execute(
+                "INSERT INTO action (at, who, why, what, subject, before, after) VALUES (?,?,?,?,?,?,?)",
+                (*action, id_, row[0], value),
+            )
+            changed += 1
+        return changed

@@ -1,0 +1,282 @@
+"""Which lanes this process holds: takes a free one, adopts those of dead processes, lets go of empty ones."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakSet
+
+from ..errors import LedgerError
+from ..protocols import Alarm, Transition
+from . import folder as files
+from . import schema
+from .lane import Lane
+
+_HOLDER = "holder"
+_abandoned: list[object] = []
+_watched: WeakSet[Lanes] = WeakSet()
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lane whose lock is ours."""
+
+    lane: Lane
+    lock: int
+    inode: int
+
+
+class Lanes:
+    """The lanes of one folder, seen from one process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        new_id: Callable[[], str],
+        random: Callable[[], float],
+        adopt_after_s: float,
+        connect: files.Connect,
+    ) -> None:
+        self.folder = folder
+        self.own = ""
+        """The name of the lane that new usage goes to, "" while closed."""
+        self.forked = False
+        """Whether this is a child process whose parent had it open."""
+        self.recovered: list[Transition] = []
+        """What taking over changed, until someone asks."""
+        self.alarms: list[Alarm] = []
+        self._new_id = new_id
+        self._random = random
+        self._adopt_after_s = adopt_after_s
+        self._connect = connect
+        self._held: dict[str, _Held] = {}
+        self._holder = ""
+        self._free_since: dict[str, float] = {}
+        self._nothing_to_do: dict[str, object] = {}
+        self._left_alone: set[str] = set()
+        _watch_forks(self)
+
+    def __bool__(self) -> bool:
+        return bool(self.own)
+
+    def open(self, *, now: float) -> None:
+        """Continue in a free lane, or make a new one."""
+        files.prepare(self.folder)
+        self.forked = False
+        self._holder = self._holder or os.urandom(8).hex()
+        for name in files.lane_names(self.folder):
+            if self._take(name, now):
+                self.own = name
+                break
+        else:
+            self.own = self._make(now)
+        if self._adopt_after_s <= 0:
+            self.adopt(now=now)
+
+    def close(self) -> None:
+        held, self._held, self.own = self._held, {}, ""
+        for each in held.values():
+            _let_go(each)
+
+    def all(self) -> list[Lane]:
+        """The lanes we hold, our own first."""
+        return [held.lane for held in self._held.values()]
+
+    def get(self, name: str) -> Lane | None:
+        held = self._held.get(name)
+        return held.lane if held else None
+
+    def adopt(self, *, now: float) -> None:
+        """Take over lanes that have been free for long enough and hold work."""
+        for name in files.lane_names(self.folder):
+            if name in self._held or name in self._left_alone:
+                continue
+            if self._nothing_to_do.get(name) == _signature(files.lane_path(self.folder, name)):
+                continue
+            if self._long_free(name, now):
+                self._free_since.pop(name, None)
+                self._take(name, now)
+
+    def release(self) -> None:
+        """Let go of adopted lanes in which nothing goes on by itself; a new process may continue there."""
+        for name, held in list(self._held.items()):
+            if name != self.own and not held.lane.has_work():
+                del self._held[name]
+                _let_go(held)
+                self._nothing_to_do[name] = _signature(files.lane_path(self.folder, name))
+
+    def replace_removed(self, *, now: float) -> None:
+        """A lane whose file was removed or replaced under us takes no more usage."""
+        for name, held in list(self._held.items()):
+            path = files.lane_path(self.folder, name)
+            with suppress(FileNotFoundError):
+                if path.lstat().st_ino == held.inode:
+                    continue
+            self.alarm(
+                "ledger.lane_removed",
+                f"the file of lane {name} was removed or replaced while in use; recording goes on in "
+                "another lane, and what this one held can no longer be read",
+                lane=name,
+            )
+            del self._held[name]
+            _let_go(held)
+        if self.own not in self._held:
+            adopted, self._held = self._held, {}
+            self.open(now=now)
+            self._held.update(adopted)
+
+    def alarm(self, name: str, message: str, **data: object) -> None:
+        self.alarms.append(Alarm(name, message, data))
+
+    def abandon(self) -> None:
+        """We are a forked child: leave the parent's lanes to the parent.
+
+        Its connections must not be used, not even to close them. Its locks must not stay alive through us;
+        closing a descriptor that a fork copied leaves the parent's lock in place.
+        """
+        if not self._held:
+            return
+        for held in self._held.values():
+            os.close(held.lock)
+            _keep_for_ever(held.lane)
+        self._held, self.own, self._holder = {}, "", ""
+        self._free_since, self.recovered, self.alarms = {}, [], []
+        self.forked = True
+
+    def _take(self, name: str, now: float) -> bool:
+        """Take a lane if it is free and sound, and tidy up what its last holder left under way."""
+        fd = files.lock(self.folder, name)
+        if fd is None:
+            return False
+        db: sqlite3.Connection | None = None
+        try:
+            path = files.lane_path(self.folder, name)
+            db = files.open_lane(path, self._connect)
+            if problem := _foreign(db):
+                self._leave_alone(name, *problem)
+            else:
+                lane = Lane(name, db, new_id=self._new_id, random=self._random)
+                self.recovered += self._recover(lane, now)
+                self._held[name] = _Held(lane, fd, path.stat().st_ino)
+                files.sign(fd)
+                return True
+        except sqlite3.DatabaseError as exc:
+            if not _is_damage(exc):
+                _drop(db, fd)
+                raise
+            _close(db)
+            db = None
+            self._set_apart(name, exc, now)
+        except BaseException:
+            _drop(db, fd)
+            raise
+        _drop(db, fd)
+        return False
+
+    def _recover(self, lane: Lane, now: float) -> list[Transition]:
+        if lane.meta(_HOLDER) == self._holder:
+            return []  # we closed it and nobody had it since: its streams and attempts are still ours
+        lane.tell_time(now)
+        changed = lane.recover(now=now)
+        lane.set_meta(_HOLDER, self._holder)
+        return changed
+
+    def _make(self, now: float) -> str:
+        for _ in range(5):
+            name = self._new_id()
+            files.create_lane(self.folder, name, self._connect)
+            if self._take(name, now):
+                return name
+        raise LedgerError(f"each new lane in {self.folder} was taken by another process at once")
+
+    def _long_free(self, name: str, now: float) -> bool:
+        if self._adopt_after_s <= 0:
+            return True
+        fd = files.lock(self.folder, name)
+        if fd is None:
+            self._free_since.pop(name, None)
+            return False
+        os.close(fd)
+        return now - self._free_since.setdefault(name, now) >= self._adopt_after_s
+
+    def _leave_alone(self, name: str, alarm: str, problem: str) -> None:
+        self._left_alone.add(name)
+        self.alarm(alarm, f"lane {name} is left alone: {problem}", lane=name)
+
+    def _set_apart(self, name: str, exc: sqlite3.Error, now: float) -> None:
+        size = files.lane_path(self.folder, name).stat().st_size
+        target = files.set_apart(self.folder, name, now=now)
+        self.alarm(
+            "ledger.damaged",
+            f"lane {name} ({size} bytes) is damaged ({exc}) and was moved to {target}; what it held and "
+            "had not been sent is not billed until it is salvaged",
+            lane=name,
+            bytes=size,
+            path=str(target),
+        )
+
+
+def _foreign(db: sqlite3.Connection) -> tuple[str, str] | None:
+    """Why a lane is not ours to touch: the alarm's name and what to say."""
+    version = schema.version_of(db)
+    if version is None:
+        raise sqlite3.DatabaseError("it has no tables of ours")
+    if version > schema.VERSION:
+        return "ledger.newer_schema", f"a newer version of llm_metering wrote it (schema {version})"
+    return None
+
+
+def _is_damage(exc: sqlite3.DatabaseError) -> bool:
+    # A plain DatabaseError is SQLITE_CORRUPT or SQLITE_NOTADB; full disks and the like are subclasses.
+    return type(exc) is sqlite3.DatabaseError
+
+
+def _signature(path: Path) -> object:
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
+    return None
+
+
+def _let_go(held: _Held) -> None:
+    _drop(held.lane.db, held.lock)
+
+
+def _drop(db: sqlite3.Connection | None, fd: int) -> None:
+    # The file first: a lane without its lock is free for others.
+    _close(db)
+    os.close(fd)
+
+
+def _close(db: sqlite3.Connection | None) -> None:
+    if db is not None:
+        with suppress(sqlite3.Error):
+            db.close()
+
+
+def _watch_forks(lanes: Lanes) -> None:
+    if not _after_fork_registered:
+        os.register_at_fork(after_in_child=_after_fork)
+        _after_fork_registered.append(True)
+    _watched.add(lanes)
+
+
+_after_fork_registered: list[bool] = []
+
+
+def _after_fork() -> None:
+    for lanes in _watched:
+        lanes.abandon()
+
+
+def _keep_for_ever(lane: Lane) -> None:
+    """Never let the connection be closed, not even when the interpreter ends."""
+    import ctypes
+
+    _abandoned.append(lane)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(lane.db))

@@ -1,0 +1,392 @@
+"""A ledger that forgets when the process ends: for tests, with the same contract as the durable ones."""
+
+from __future__ import annotations
+
+import random as dice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from threading import RLock
+
+from ..errors import AccountMismatch, LedgerError
+from ..protocols import (
+    Alarm,
+    Balance,
+    Claim,
+    Entry,
+    EventRow,
+    LedgerStatus,
+    Outcome,
+    Progress,
+    State,
+    Transition,
+    UsageSum,
+)
+from ..usage import MeterEvent, UsageRecord
+from . import states
+from .books import Tally, UsageRow
+from .freezing import bucket_of, drafts, meter_event
+from .lines import LineKey, Value, checked, key_of
+from .states import Standing
+
+_LANE = "memory"
+
+
+@dataclass(slots=True)
+class _Usage:
+    record: UsageRecord
+    lines: tuple[tuple[LineKey, Value], ...]
+    freeze: int | None = None
+
+    @property
+    def billable(self) -> bool:
+        return self.freeze is None and self.record.held is None and self.record.customer is not None
+
+
+@dataclass(slots=True)
+class _Event:
+    event: MeterEvent
+    key: LineKey
+    frozen_at: float
+    standing: Standing
+    fence: int = 0
+    lease_until: float | None = None
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.event.customer, self.event.event_name
+
+
+@dataclass(slots=True)
+class _Action:
+    at: float
+    who: str
+    why: str
+    what: str
+    subject: str
+
+
+@dataclass(slots=True)
+class _Store:
+    """What survives `close`, so that a test can open it again as after a crash."""
+
+    usage: dict[str, _Usage] = field(default_factory=dict)
+    progress: dict[str, _Usage] = field(default_factory=dict)
+    events: dict[str, _Event] = field(default_factory=dict)
+    actions: list[_Action] = field(default_factory=list)
+    meta: dict[str, str] = field(default_factory=dict)
+    account: str | None = None
+    freezes: int = 0
+    clock: float | None = None
+
+
+class MemoryLedger:
+    """A ledger in memory. `close` and `open` again stand for a crash and a restart.
+
+    Any thread may read it.
+
+    Args:
+        new_id: Makes the identifiers of meter events; default m1, m2, m3, …
+        random: A number from 0 to 1, for the jitter of retries.
+        lease_s: How long a claim may stay unanswered before it counts as a crash.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_id: Callable[[], str] | None = None,
+        random: Callable[[], float] = dice.random,
+        lease_s: float = states.LEASE_S,
+    ) -> None:
+        self._new_id = new_id or (lambda: f"m{len(self._store.events) + 1}")
+        self._random = random
+        self._lease_s = lease_s
+        self._store = _Store()
+        self._alarms: list[Alarm] = []
+        self._recovered: list[Transition] = []
+        self._late = 0
+        self._after = ("", "")
+        self._is_open = False
+        self._lock = RLock()
+
+    def open(self, *, now: float) -> None:
+        with self._lock:
+            if self._is_open:
+                return
+            self._is_open = True
+            self._tell_time(now)
+            for id_, left in self._store.progress.items():
+                if left.record.provenance == "reported":
+                    left.record = replace(left.record, provenance="partial")
+                self._store.usage.setdefault(id_, left)
+            self._store.progress.clear()
+            self._recovered += [self._crash(e, now) for e in self._in_state("SENDING")]
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_open = False
+
+    def bind(self, account: str) -> None:
+        with self._ready() as store:
+            if store.account not in (None, account):
+                raise AccountMismatch(bound_to=str(store.account), key_of=account)
+            store.account = account
+
+    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+        # All that can fail comes first, so that nothing has happened if it does.
+        streams = [_usage_of(p.entry) for p in progress]
+        records = [(_usage_of(entry), entry.closes) for entry in entries]
+        with self._ready() as store:
+            for usage in streams:
+                if usage.record.id not in store.usage:
+                    store.progress[usage.record.id] = usage
+            before = len(store.usage)
+            for usage, closes in records:
+                store.usage.setdefault(usage.record.id, usage)
+                if closes is not None:
+                    store.progress.pop(closes, None)
+            return len(store.usage) - before
+
+    def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
+        with self._ready() as store:
+            buckets: dict[tuple[int, int], list[_Usage]] = {}
+            for usage in store.usage.values():
+                if usage.billable:
+                    buckets.setdefault(bucket_of(usage.record.used_at, bucket_s), []).append(usage)
+            closed = [b for b in sorted(buckets) if everything or now >= b[1]]
+            return sum(self._freeze_bucket(buckets[b], now) for b in closed)
+
+    def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
+        with self._ready() as store:
+            self._tell_time(now)
+            busy = {e.pair for e in self._in_state("SENDING")}
+            queue = sorted(self._in_state("AMBIGUOUS"), key=lambda e: e.standing.first_ambiguous_at or 0.0)
+            if not ambiguous_only:
+                # Pair after pair from where the last claim ended, so that nobody's long queue is in the way.
+                queue += sorted(
+                    self._in_state("PENDING"),
+                    key=lambda e: (e.pair <= self._after, e.pair, e.standing.next_attempt_at or 0.0),
+                )
+            claims: list[Claim] = []
+            for each in queue:
+                if len(claims) < limit and each.pair not in busy and states.may_send(each.standing, now=now):
+                    busy.add(each.pair)
+                    if each.standing.state == "PENDING":
+                        self._after = each.pair
+                    claims.append(self._start(store.events[each.event.identifier], now))
+            return claims
+
+    def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
+        with self._ready() as store:
+            each = store.events.get(claim.event.identifier)
+            if each is None or each.fence != claim.fence or each.standing.state != "SENDING":
+                return None
+            return _move(each, states.ended(each.standing, outcome, now=now, random=self._random))
+
+    def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
+        with self._ready():
+            return [self.finish(claim, outcome, now=now) for claim, outcome in results]
+
+    def maintain(self, *, now: float) -> list[Transition]:
+        with self._ready() as store:
+            self._tell_time(now)
+            changed, self._recovered = self._recovered, []
+            for each in self._in_state("SENDING"):
+                if each.lease_until is not None and each.lease_until <= now:
+                    changed.append(self._crash(each, now))
+            for each in store.events.values():
+                if step := states.aged(each.standing, now=now):
+                    changed.append(_move(each, step))
+            self._check_lateness(now)
+            return changed
+
+    def due_at(self) -> float | None:
+        with self._ready() as store:
+            due = [e.standing.next_attempt_at for e in store.events.values()]
+            return min((at for at in due if at is not None), default=None)
+
+    def assign(
+        self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
+    ) -> int:
+        def change(record: UsageRecord) -> UsageRecord | None:
+            return replace(record, customer=customer) if record.customer is None else None
+
+        return self._change(ids, change, _Action(now, who, why, "assign", ""))
+
+    def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        def change(record: UsageRecord) -> UsageRecord | None:
+            return replace(record, held=why) if record.held is None else None
+
+        return self._change(ids, change, _Action(now, who, why, "hold", ""))
+
+    def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        def change(record: UsageRecord) -> UsageRecord | None:
+            return replace(record, held=None) if record.held is not None else None
+
+        return self._change(ids, change, _Action(now, who, why, "release", ""))
+
+    def balances(self) -> list[Balance]:
+        with self._lock:
+            return self._tally().balances()
+
+    def usage_sums(self) -> list[UsageSum]:
+        with self._lock:
+            return self._tally().usage_sums()
+
+    def status(self, *, now: float) -> LedgerStatus:
+        with self._lock:
+            usage = list(self._store.usage.values())
+            unfrozen = [u for u in usage if u.freeze is None]
+            counts: dict[State, int] = {}
+            for each in self._store.events.values():
+                counts[each.standing.state] = counts.get(each.standing.state, 0) + 1
+            oldest = [u.record.used_at for u in unfrozen if u.billable]
+            oldest += [e.event.timestamp for e in self._waiting()]
+            return LedgerStatus(
+                usage_records=len(usage),
+                unfrozen_records=len(unfrozen),
+                unresolved_records=sum(u.record.customer is None for u in unfrozen),
+                held_records=sum(u.record.held is not None for u in unfrozen),
+                streams_under_way=len(self._store.progress),
+                events=counts,
+                oldest_pending_at=min(oldest, default=None),
+                conserved=all(balance.conserved for balance in self._tally().balances()),
+                account=self._store.account,
+                lanes=1,
+                paused=self._store.meta.get("paused"),
+            )
+
+    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
+        with self._lock:
+            newest = reversed(self._store.events.values())
+            return [_event_row(e) for e in newest if not states or e.standing.state in states][:limit]
+
+    def meta(self, name: str) -> str | None:
+        with self._ready() as store:
+            return store.meta.get(name)
+
+    def set_meta(self, name: str, value: str | None) -> None:
+        with self._ready() as store:
+            if value is None:
+                store.meta.pop(name, None)
+            else:
+                store.meta[name] = value
+
+    def take_alarms(self) -> list[Alarm]:
+        with self._lock:
+            taken, self._alarms = self._alarms, []
+            return taken
+
+    def view(self) -> MemoryLedger:
+        return self
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        """What was recorded, in order, for a test to look at."""
+        with self._lock:
+            return [usage.record for usage in self._store.usage.values()]
+
+    @contextmanager
+    def _ready(self) -> Iterator[_Store]:
+        with self._lock:
+            if not self._is_open:
+                raise LedgerError("the memory ledger is not open")
+            yield self._store
+
+    def _in_state(self, state: State) -> list[_Event]:
+        return [e for e in self._store.events.values() if e.standing.state == state]
+
+    def _waiting(self) -> list[_Event]:
+        return [e for e in self._store.events.values() if e.standing.state in (*states.WAITING, "SENDING")]
+
+    def _freeze_bucket(self, bucket: list[_Usage], now: float) -> int:
+        self._store.freezes += 1
+        bucket.sort(key=lambda u: u.record.used_at)
+        rows = [(u.record.customer or "", u.record.used_at, u.lines) for u in bucket]
+        made = drafts(rows)
+        for draft in made:
+            event = meter_event(draft, self._new_id(), now=now)
+            standing = Standing("PENDING", event.timestamp, next_attempt_at=now)
+            self._store.events[event.identifier] = _Event(event, draft.key, now, standing)
+        for usage in bucket:
+            usage.freeze = self._store.freezes
+        return len(made)
+
+    def _start(self, each: _Event, now: float) -> Claim:
+        doubted = each.standing.first_ambiguous_at
+        each.standing = states.started(each.standing, now=now)
+        each.fence += 1
+        each.lease_until = now + self._lease_s
+        return Claim(each.event, each.standing.attempts, each.fence, _LANE, doubted)
+
+    def _crash(self, each: _Event, now: float) -> Transition:
+        return _move(each, states.crashed(each.standing, now=now))
+
+    def _tell_time(self, now: float) -> None:
+        known = self._store.clock
+        back = known - now if known is not None else 0.0
+        if known is not None and abs(back) <= states.CLOCK_GRAIN_S:
+            return
+        self._store.clock = now
+        if back > 0:
+            for each in self._waiting():
+                each.standing = states.clock_set_back(each.standing, by_s=back)
+                each.lease_until = None if each.lease_until is None else each.lease_until - back
+            message = f"the clock went back by {back:.0f} s"
+            self._alarms.append(Alarm("ledger.clock_went_back", message, {"by_s": back}))
+
+    def _check_lateness(self, now: float) -> None:
+        waiting = self._waiting()
+        late = states.lateness(
+            waiting_since=min((e.frozen_at for e in waiting), default=None),
+            oldest_use=min((e.event.timestamp for e in waiting), default=None),
+            now=now,
+        )
+        for _, name in states.LATE[self._late : late]:
+            self._alarms.append(Alarm(name, "usage waits to be accepted by Stripe"))
+        self._late = late
+
+    def _change(
+        self,
+        ids: Sequence[str] | None,
+        change: Callable[[UsageRecord], UsageRecord | None],
+        action: _Action,
+    ) -> int:
+        with self._ready() as store:
+            changed = 0
+            for id_ in store.usage if ids is None else ids:
+                usage = store.usage.get(id_)
+                if usage is None or usage.freeze is not None or (new := change(usage.record)) is None:
+                    continue
+                usage.record = new
+                store.actions.append(replace(action, subject=id_))
+                changed += 1
+            return changed
+
+    def _tally(self) -> Tally:
+        tally = Tally()
+        for u in self._store.usage.values():
+            tally.usage(UsageRow(u.record.customer, u.record.model, u.record.used_at, u.freeze, u.lines))
+        for e in self._store.events.values():
+            tally.event(
+                e.event.customer, e.event.event_name, e.key.dimensions, e.standing.state, e.event.value
+            )
+        return tally
+
+
+def _usage_of(entry: Entry) -> _Usage:
+    bucket_of(entry.record.used_at, 60)  # refuses NaN and infinity
+    return _Usage(entry.record, tuple((key_of(line), checked(line.value)) for line in entry.lines))
+
+
+def _move(each: _Event, step: states.Step) -> Transition:
+    before, after = each.standing.state, step.standing
+    each.standing, each.lease_until = after, None
+    return Transition(
+        each.event.identifier, before, after.state, after.reason, step.alarm, after.next_attempt_at
+    )
+
+
+def _event_row(each: _Event) -> EventRow:
+    s = each.standing
+    return EventRow(each.event, s.state, s.attempts, s.first_ambiguous_at, s.next_attempt_at, s.reason, _LANE)

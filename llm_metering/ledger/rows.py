@@ -1,0 +1,223 @@
+"""Records and meter events as rows, and back."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from itertools import chain
+from math import isfinite
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, cast
+
+from ..protocols import Entry, EventRow, State
+from ..usage import LEAVES, Line, MeterEvent, Usage, UsageRecord
+from .lines import LineKey, Value, checked, clean, key_of, plain
+from .states import Standing
+
+Row = tuple[Any, ...]
+Lines = Sequence[tuple[LineKey, Value]]
+
+RECORD = (
+    "id, customer, model, provider, provenance, response_id, surface, used_at, counts, dimensions, lines, "
+    "held, recorded_at"
+)
+"""The columns that usage and progress share."""
+
+EVENT = (
+    "identifier, event_name, customer, value, timestamp, payload, state, attempts, attempt_started_at, "
+    "first_ambiguous_at, next_attempt_at, backoff_s, reason"
+)
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_counts = attrgetter(*LEAVES)
+_LABELS = tuple(f'"{name}":' for name in LEAVES)
+_MAX_CACHED = 4096
+_SIZES = (64, 8, 1)  # 64 rows of 13 columns stay below the 999 parameters of older SQLites
+
+
+class LineKeys:
+    """The line keys of one file, by key and by number.
+
+    Numbers that were given out in a transaction are only good once it is committed; `forget` what a
+    rollback may have taken away.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._numbers: dict[LineKey, int] = {}
+        self._keys: dict[int, LineKey] = {}
+
+    def number(self, key: LineKey) -> int:
+        found = self._numbers.get(key)
+        return found if found is not None else self._give(key)
+
+    def key(self, number: int) -> LineKey:
+        found = self._keys.get(number)
+        if found is None:
+            self._load()
+            found = self._keys[number]
+        return found
+
+    def forget(self) -> None:
+        self._numbers.clear()
+        self._keys.clear()
+
+    def _give(self, key: LineKey) -> int:
+        if len(self._numbers) > 50 * _MAX_CACHED:
+            self.forget()
+        row = (key.event_name, _encode(key.dimensions), key.customer_key, key.value_key, key.aggregation)
+        self._db.execute(
+            "INSERT INTO line_key (event_name, dimensions, customer_key, value_key, aggregation) "
+            "VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (event_name, dimensions, customer_key, value_key, aggregation) DO NOTHING",
+            row,
+        )
+        (number,) = self._db.execute(
+            "SELECT id FROM line_key WHERE event_name = ? AND dimensions = ? AND customer_key = ? "
+            "AND value_key = ? AND aggregation = ?",
+            row,
+        ).fetchone()
+        self._numbers[key] = number
+        self._keys[number] = key
+        return int(number)
+
+    def _load(self) -> None:
+        rows = self._db.execute(
+            "SELECT id, event_name, dimensions, customer_key, value_key, aggregation FROM line_key"
+        )
+        for number, event_name, dimensions, customer_key, value_key, aggregation in rows:
+            pairs = tuple((name, value) for name, value in json.loads(dimensions))
+            self._keys[number] = LineKey(event_name, pairs, customer_key, value_key, aggregation)
+
+
+class RecordRows:
+    """Makes rows of entries; keeps the JSON of dimensions that it has seen before."""
+
+    def __init__(self, keys: LineKeys) -> None:
+        self._keys = keys
+        self._dimensions: dict[tuple[tuple[str, str], ...], str] = {}
+
+    def row(self, entry: Entry, now: float) -> Row:
+        r = entry.record
+        if not isfinite(r.used_at):
+            raise ValueError(f"used_at must be Unix seconds, not {r.used_at!r}")
+        return (
+            r.id, r.customer, r.model, r.provider, r.provenance, r.response_id, r.surface, r.used_at,
+            counts_json(r.usage), self._dimensions_json(r.dimensions), self._lines_json(entry.lines),
+            r.held, now,
+        )  # fmt: skip
+
+    def _dimensions_json(self, dimensions: Mapping[str, str]) -> str:
+        if not dimensions:
+            return "{}"
+        name = tuple(dimensions.items())
+        text = self._dimensions.get(name)
+        if text is None:
+            if len(self._dimensions) >= _MAX_CACHED:
+                self._dimensions.clear()
+            text = self._dimensions[name] = _encode(dict(name))
+        return text
+
+    def _lines_json(self, lines: Sequence[Line]) -> str:
+        number = self._keys.number
+        pairs = []
+        for line in lines:
+            value = checked(line.value)
+            text = str(value) if type(value) is int else f'"{plain(value)}"'
+            pairs.append(f"[{number(key_of(line))},{text}]")
+        return f"[{','.join(pairs)}]"
+
+
+def insert(db: sqlite3.Connection, head: str, tail: str, values: Sequence[Row]) -> None:
+    """Insert many rows in few steps.
+
+    Every step lets go of the interpreter's lock, and a busy thread elsewhere may keep it for milliseconds:
+    `executemany`, with a step a row, would take seconds for a group beside a loaded event loop.
+    """
+    place = 0
+    for size in _SIZES:
+        while len(values) - place >= size:
+            some = values[place : place + size]
+            marks = ",".join([f"({','.join('?' * len(some[0]))})"] * size)
+            db.execute(f"{head} VALUES {marks} {tail}", tuple(chain.from_iterable(some)))
+            place += size
+
+
+def counts_json(usage: Usage) -> str:
+    known = [f"{label}{n}" for label, n in zip(_LABELS, _counts(usage), strict=True) if n is not None]
+    return "{" + ",".join(known) + "}"
+
+
+def lines_of(pairs: Sequence[Sequence[Any]], keys: LineKeys) -> Lines:
+    """Lines from the decoded JSON of `usage.lines`."""
+    return [(keys.key(n), v if type(v) is int else Decimal(v)) for n, v in pairs]
+
+
+def printable(row: Row) -> Row:
+    """The row with lone surrogates written out, which no database and no wire would take."""
+    return tuple(clean(v) if isinstance(v, str) else v for v in row)
+
+
+def record_of(row: Sequence[Any]) -> UsageRecord:
+    """A record from the columns of `RECORD`."""
+    (id_, customer, model, provider, provenance, response_id, surface, used_at, counts, dimensions) = row[:10]
+    return UsageRecord(
+        id=id_,
+        usage=Usage(**json.loads(counts)),
+        used_at=used_at,
+        customer=customer,
+        model=model,
+        provider=provider,
+        provenance=provenance,
+        response_id=response_id,
+        dimensions=MappingProxyType(json.loads(dimensions)),
+        surface=surface,
+        held=row[11],
+    )
+
+
+def event_of(row: Sequence[Any]) -> MeterEvent:
+    """A meter event from the columns of `EVENT`."""
+    identifier, event_name, customer, value, timestamp, payload = row[:6]
+    return MeterEvent(
+        identifier, event_name, customer, Decimal(value), timestamp, MappingProxyType(json.loads(payload))
+    )
+
+
+def standing_of(row: Sequence[Any]) -> Standing:
+    """Where it stands, from the columns of `EVENT`."""
+    return Standing(
+        state=cast("State", row[6]),
+        timestamp=row[4],
+        attempts=row[7],
+        attempt_started_at=row[8],
+        first_ambiguous_at=row[9],
+        next_attempt_at=row[10],
+        backoff_s=row[11],
+        reason=row[12],
+    )
+
+
+def event_row_of(row: Sequence[Any], lane: str) -> EventRow:
+    standing = standing_of(row)
+    return EventRow(
+        event=event_of(row),
+        state=standing.state,
+        attempts=standing.attempts,
+        first_ambiguous_at=standing.first_ambiguous_at,
+        next_attempt_at=standing.next_attempt_at,
+        reason=standing.reason,
+        lane=lane,
+    )
+
+
+def payload_json(event: MeterEvent) -> str:
+    return _encode(dict(event.payload))
+
+
+def value_of(text: str) -> Value:
+    """A value from plain decimal notation."""
+    return Decimal(text) if "." in text else int(text)

@@ -1,0 +1,272 @@
+"""The ledger of one host: a folder of SQLite files, one for each process that writes.
+
+A process continues in a lane that a dead one left, so that files do not pile up, and makes a new one only
+where none is free. Other lanes that stay free are adopted in place after a short wait, which lets workers
+that start together find a lane each; they are let go again once nothing in them goes on by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import random as dice
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from ..errors import LedgerError
+from ..protocols import (
+    Alarm,
+    Balance,
+    Claim,
+    Entry,
+    EventRow,
+    LedgerStatus,
+    Outcome,
+    Progress,
+    State,
+    Transition,
+    UsageSum,
+)
+from . import folder as files
+from . import states
+from .lane import Lane, Pair
+from .lanes import Lanes
+from .view import LedgerView
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ADOPT_AFTER_S = 5.0
+_BAD_VALUE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+
+
+def new_identifier() -> str:
+    """32 random hexadecimal digits: no two are the same, and they tell nothing."""
+    return os.urandom(16).hex()
+
+
+def _translated(
+    method: Callable[Concatenate[SqliteLedger, P], T],
+) -> Callable[Concatenate[SqliteLedger, P], T]:
+    """Where the store fails, say so in our own words; what cannot be stored stays the caller's error."""
+
+    @wraps(method)
+    def call(self: SqliteLedger, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except _BAD_VALUE as exc:
+            raise ValueError(f"cannot be stored: {exc}") from exc
+        except sqlite3.Error as exc:
+            raise LedgerError(f"the ledger in {self.folder} failed: {exc}") from exc
+
+    return call
+
+
+class SqliteLedger:
+    """A durable ledger in a folder. Nothing is opened before `open`.
+
+    Example:
+        ledger = SqliteLedger(".llm_metering")
+        ledger.open(now=time.time())
+
+    Args:
+        folder: Made with mode 0700 if there is none.
+        new_id: Makes identifiers of meter events and names of lanes; at most 100 characters.
+        random: A number from 0 to 1, for the jitter of retries.
+        lease_s: How long a claim may stay unanswered before it counts as a crash.
+        adopt_after_s: How long a lane must stay free before it is adopted; 0 adopts all at `open`.
+        connect: Instead of `sqlite3.connect`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        new_id: Callable[[], str] = new_identifier,
+        random: Callable[[], float] = dice.random,
+        lease_s: float = states.LEASE_S,
+        adopt_after_s: float = ADOPT_AFTER_S,
+        connect: files.Connect = sqlite3.connect,
+    ) -> None:
+        self.folder = Path(folder)
+        self._lease_s = lease_s
+        self._lanes = Lanes(
+            self.folder, new_id=new_id, random=random, adopt_after_s=adopt_after_s, connect=connect
+        )
+        self._now = 0.0
+        self._late = 0
+        self._turn = 0
+
+    @staticmethod
+    def read_only(folder: str | os.PathLike[str]) -> LedgerView:
+        """The books of a folder, for tools; works while services write to it."""
+        return LedgerView(folder)
+
+    def view(self) -> LedgerView:
+        return LedgerView(self.folder)
+
+    @property
+    def lane(self) -> str:
+        """The name of the lane that this process writes to, "" while closed."""
+        return self._lanes.own
+
+    # ---- opening and closing
+
+    @_translated
+    def open(self, *, now: float) -> None:
+        self._now = now
+        if not self._lanes:
+            self._lanes.open(now=now)
+
+    def close(self) -> None:
+        self._lanes.close()
+
+    @_translated
+    def bind(self, account: str) -> None:
+        self._own()
+        files.bind(self.folder, account)
+
+    # ---- usage and events
+
+    @_translated
+    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+        return self._own(now).commit(entries, progress, now=now)
+
+    @_translated
+    def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
+        lanes = self._all(now)
+        return sum(lane.freeze(now=now, bucket_s=bucket_s, everything=everything) for lane in lanes)
+
+    @_translated
+    def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
+        lanes = self._all(now)
+        self._check_clock(lanes, now)
+        busy: set[Pair] = set().union(*(lane.sending() for lane in lanes))
+        claims: list[Claim] = []
+        self._turn = (self._turn + 1) % len(lanes)
+        try:
+            for lane in lanes[self._turn :] + lanes[: self._turn]:
+                claims += lane.claim(
+                    now=now,
+                    limit=limit - len(claims),
+                    ambiguous_only=ambiguous_only,
+                    busy=busy,
+                    lease_s=self._lease_s,
+                )
+        except sqlite3.Error:
+            if not claims:  # else what other lanes have committed is to be sent all the same
+                raise
+        return claims
+
+    def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
+        return self.finish_many([(claim, outcome)], now=now)[0]
+
+    @_translated
+    def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
+        self._own(now)
+        found: list[Transition | None] = [None] * len(results)
+        for name in {claim.lane for claim, _ in results}:
+            if lane := self._lanes.get(name):
+                places = [i for i, (claim, _) in enumerate(results) if claim.lane == name]
+                changed = lane.finish_many([results[i] for i in places], now=now)
+                for place, transition in zip(places, changed, strict=True):
+                    found[place] = transition
+        return found
+
+    @_translated
+    def maintain(self, *, now: float) -> list[Transition]:
+        self._check_clock(self._all(now), now)
+        self._lanes.replace_removed(now=now)
+        self._lanes.adopt(now=now)
+        changed, self._lanes.recovered = self._lanes.recovered, []
+        for lane in self._lanes.all():
+            changed += lane.pass_time(now=now)
+        self._check_lateness(now)
+        self._lanes.release()
+        return changed
+
+    @_translated
+    def due_at(self) -> float | None:
+        due = [at for lane in self._all() if (at := lane.due_at()) is not None]
+        return min(due, default=None)
+
+    # ---- a person's decisions
+
+    @_translated
+    def assign(
+        self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
+    ) -> int:
+        return sum(lane.assign(customer, ids, who=who, why=why, now=now) for lane in self._all(now))
+
+    @_translated
+    def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        return sum(lane.hold(ids, who=who, why=why, now=now) for lane in self._all(now))
+
+    @_translated
+    def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        return sum(lane.release(ids, who=who, why=why, now=now) for lane in self._all(now))
+
+    # ---- reading: the whole folder, lanes of other processes too
+
+    def balances(self) -> list[Balance]:
+        return self.view().balances()
+
+    def status(self, *, now: float) -> LedgerStatus:
+        return self.view().status(now=now)
+
+    def usage_sums(self) -> list[UsageSum]:
+        return self.view().usage_sums()
+
+    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
+        return self.view().events(states=states, limit=limit)
+
+    @_translated
+    def meta(self, name: str) -> str | None:
+        return self._own().meta(name)
+
+    @_translated
+    def set_meta(self, name: str, value: str | None) -> None:
+        self._own().set_meta(name, value)
+
+    def take_alarms(self) -> list[Alarm]:
+        taken, self._lanes.alarms = self._lanes.alarms, []
+        return taken
+
+    # ---- underneath
+
+    def _own(self, now: float | None = None) -> Lane:
+        """Our own lane; a new one if this is a child forked from the process that opened the ledger."""
+        if now is not None:
+            self._now = now
+        if self._lanes.forked:
+            self._lanes.open(now=self._now)
+        lane = self._lanes.get(self._lanes.own)
+        if lane is None:
+            raise LedgerError(f"the ledger in {self.folder} is not open")
+        return lane
+
+    def _all(self, now: float | None = None) -> list[Lane]:
+        self._own(now)
+        return self._lanes.all()
+
+    def _check_clock(self, lanes: Sequence[Lane], now: float) -> None:
+        if back := max(lane.tell_time(now) for lane in lanes):
+            self._lanes.alarm(
+                "ledger.clock_went_back",
+                f"the clock went back by {back:.0f} s; doubts keep their age, and no event gets a time "
+                "in the future",
+                by_s=back,
+            )
+
+    def _check_lateness(self, now: float) -> None:
+        waiting = [lane.waiting_since() for lane in self._lanes.all()]
+        since = min((s for s, _ in waiting if s is not None), default=None)
+        use = min((u for _, u in waiting if u is not None), default=None)
+        late = states.lateness(waiting_since=since, oldest_use=use, now=now)
+        for _, name in states.LATE[self._late : late]:
+            self._lanes.alarm(
+                name, "usage waits to be accepted by Stripe", waiting_since=since, oldest_use=use
+            )
+        self._late = late

@@ -1,0 +1,140 @@
+"""What became of a record on its way to the ledger, and waiting for it without blocking an event loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any
+
+from .. import protocols
+from ..usage import UsageRecord
+
+if TYPE_CHECKING:
+    import asyncio
+
+Callback = Callable[[], object]
+
+# One lock for all tickets: it is held for a moment once a group, and only where somebody waits.
+_lock = Lock()
+
+
+class Ticket:
+    """One record's ticket. Made by `Writer.put`, settled by the writer's thread."""
+
+    __slots__ = ("_callbacks", "closes", "done", "error", "record")
+
+    def __init__(self, record: UsageRecord, closes: str | None) -> None:
+        self.record: UsageRecord | None = record
+        """Let go once done."""
+        self.closes = closes
+        self.done = False
+        self.error: BaseException | None = None
+        self._callbacks: list[Callback] | None = None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until done; False if the time ran out."""
+        if self.done:
+            return True
+        event = Event()
+        self.add_done_callback(event.set)
+        return event.wait(timeout_s)
+
+    def add_done_callback(self, callback: Callback) -> None:
+        """Call `callback` once done, on the writer's thread; at once if it is done already."""
+        with _lock:
+            if not self.done:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def take_callbacks(self) -> list[Callback] | None:
+        callbacks, self._callbacks = self._callbacks, None
+        return callbacks
+
+
+def settle(tickets: Iterable[Ticket], error: BaseException | None = None) -> list[Exception]:
+    """Mark tickets as done and tell those who wait; return what their callbacks raised."""
+    callbacks: list[Callback] = []
+    with _lock:
+        for ticket in tickets:
+            ticket.error = error
+            ticket.done = True
+            ticket.record = None
+            if found := ticket.take_callbacks():
+                callbacks += found
+    return _call(callbacks)
+
+
+async def all_committed(tickets: Sequence[protocols.Ticket], timeout_s: float | None) -> bool:
+    """Wait, in an asyncio loop, until all are committed or have failed; False if the time ran out.
+
+    Loops are woken once for a whole group of tickets, where a plain callback would wake them for each.
+    """
+    waits = [ticket for ticket in tickets if not ticket.done]
+    if not waits:
+        return True
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in waits]
+    for ticket, future in zip(waits, futures, strict=True):
+        ticket.add_done_callback(_Bell(loop, future))
+    timer = None if timeout_s is None else loop.call_later(timeout_s, _resolve, futures)
+    try:
+        for future in futures:
+            await future
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return all(ticket.done for ticket in waits)
+
+
+class _Bell:
+    """A callback that is rung together with all others of its loop."""
+
+    __slots__ = ("future", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        self.loop = loop
+        self.future = future
+
+    def __call__(self) -> None:
+        self.loop.call_soon_threadsafe(_resolve, [self.future])
+
+
+def _call(callbacks: list[Callback]) -> list[Exception]:
+    raised: list[Exception] = []
+    bells: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for callback in callbacks:
+        if type(callback) is _Bell:
+            bells.setdefault(callback.loop, []).append(callback.future)
+        else:
+            _guarded(raised, callback)
+    for loop, futures in bells.items():
+        if not loop.is_closed():
+            _guarded(raised, loop.call_soon_threadsafe, _resolve, futures)
+    return raised
+
+
+def _guarded(raised: list[Exception], function: Callable[..., object], *args: Any) -> None:
+    try:
+        function(*args)
+    except Exception as exc:
+        raised.append(exc)
+
+
+def _resolve(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def _renew_lock() -> None:
+    global _lock  # a thread that does not exist in the child may have held it
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -1,0 +1,168 @@
+"""The books of a SQLite ledger for readers: every lane, live or left behind, opened so that it cannot be
+written, and never in the way of its writer."""
+
+# ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ..errors import LedgerError
+from ..protocols import Balance, EventRow, LedgerStatus, State, UsageSum
+from . import folder as files
+from . import rows, schema
+from .books import Tally, UsageRow
+
+_BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
+_SET_ASIDE = "freeze IS NULL AND (held IS NOT NULL OR customer IS NULL)"
+_COUNTS = f"""
+    SELECT (SELECT count(*) FROM usage),
+        (SELECT count(*) FROM usage WHERE {_BILLABLE}),
+        (SELECT count(*) FROM usage WHERE {_SET_ASIDE}),
+        (SELECT count(*) FROM usage WHERE {_SET_ASIDE} AND customer IS NULL),
+        (SELECT count(*) FROM usage WHERE {_SET_ASIDE} AND held IS NOT NULL),
+        (SELECT count(*) FROM progress),
+        (SELECT min(used_at) FROM usage WHERE {_BILLABLE}),
+        (SELECT min(timestamp) FROM meter_event WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'),
+        (SELECT value FROM meta WHERE name = 'paused')
+"""
+
+
+_CHUNK = 10_000
+
+
+class LedgerView:
+    """Reads a ledger's folder, whoever is writing to it.
+
+    Each lane is read in one transaction, so its books are of one moment; lanes are read one after another.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+
+    def balances(self) -> list[Balance]:
+        return self._tally(events=True).balances()
+
+    def usage_sums(self) -> list[UsageSum]:
+        return self._tally(events=False).usage_sums()
+
+    def status(self, *, now: float) -> LedgerStatus:
+        glance = _Glance()
+        self._each(glance.add)
+        return LedgerStatus(
+            usage_records=glance.counts[0],
+            unfrozen_records=glance.counts[1] + glance.counts[2],
+            unresolved_records=glance.counts[3],
+            held_records=glance.counts[4],
+            streams_under_way=glance.counts[5],
+            events=glance.events,
+            oldest_pending_at=min(glance.oldest, default=None),
+            conserved=all(balance.conserved for balance in glance.tally.balances()),
+            account=files.bound_account(self._folder),
+            lanes=glance.lanes,
+            paused=glance.paused,
+        )
+
+    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
+        where = f"WHERE state IN ({','.join('?' * len(states))})" if states else ""
+        query = f"SELECT {rows.EVENT}, frozen_at, seq FROM meter_event {where} ORDER BY seq DESC LIMIT ?"
+        found: list[tuple[float, int, EventRow]] = []
+
+        def read(db: sqlite3.Connection, name: str) -> None:
+            some = db.execute(query, (*states, limit))
+            found.extend((row[-2], row[-1], rows.event_row_of(row, name)) for row in some)
+
+        self._each(read)
+        found.sort(key=lambda item: item[:2], reverse=True)
+        return [row for _, _, row in found[:limit]]
+
+    def meta(self, name: str) -> str | None:
+        found: list[str] = []
+
+        def read(db: sqlite3.Connection, _: str) -> None:
+            found.extend(value for (value,) in db.execute("SELECT value FROM meta WHERE name = ?", (name,)))
+
+        self._each(read)
+        return found[0] if found else None
+
+    def _tally(self, *, events: bool) -> Tally:
+        tally = Tally()
+        self._each(lambda db, name: _add_up(db, name, tally, events=events))
+        return tally
+
+    def _each(self, read: Callable[[sqlite3.Connection, str], object]) -> None:
+        """Read each lane that is ours to understand, in one transaction of its own."""
+        if not self._folder.is_dir():
+            raise LedgerError(f"there is no ledger at {self._folder}")
+        for name in files.lane_names(self._folder):
+            path = files.lane_path(self._folder, name)
+            try:
+                with closing(files.read_lane(path)) as db:
+                    db.execute("BEGIN")
+                    if schema.version_of(db) == schema.VERSION:
+                        read(db, name)
+            except sqlite3.Error as exc:
+                if path.exists():  # else it was set apart while we looked
+                    raise LedgerError(f"lane {name} cannot be read: {exc}") from exc
+
+
+class _Glance:
+    """What `status` gathers from lane after lane."""
+
+    def __init__(self) -> None:
+        self.counts = [0, 0, 0, 0, 0, 0]
+        self.events: dict[State, int] = {}
+        self.oldest: list[float] = []
+        self.paused: str | None = None
+        self.lanes = 0
+        self.tally = Tally()
+
+    def add(self, db: sqlite3.Connection, name: str) -> None:
+        *counts, unfrozen, waiting, paused = db.execute(_COUNTS).fetchone()
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.oldest += [at for at in (unfrozen, waiting) if at is not None]
+        self.paused = self.paused or paused
+        for state, count in db.execute("SELECT state, count(*) FROM meter_event GROUP BY state"):
+            self.events[state] = self.events.get(state, 0) + count
+        _add_up(db, name, self.tally, events=True)
+        self.lanes += 1
+
+
+def _add_up(db: sqlite3.Connection, lane: str, tally: Tally, *, events: bool) -> None:
+    keys = rows.LineKeys(db)
+    readings = db.execute("SELECT EXISTS (SELECT 1 FROM line_key WHERE aggregation = 'last')").fetchone()
+    (_add_readings if readings[0] else _add_sums)(db, lane, tally, keys)
+    if events:
+        for customer, number, state, value in db.execute(
+            "SELECT customer, line_key, state, value FROM meter_event"
+        ):
+            key = keys.key(number)
+            tally.event(customer, key.event_name, key.dimensions, state, rows.value_of(value))
+
+
+def _add_sums(db: sqlite3.Connection, lane: str, tally: Tally, keys: rows.LineKeys) -> None:
+    """Usage where order and time do not matter: gathered by SQLite, some thousand records at a time, since
+    every row that is stepped to gives up the interpreter's lock."""
+    (last,) = db.execute("SELECT max(seq) FROM usage").fetchone()
+    for start in range(0, (last or 0) + 1, _CHUNK):
+        for customer, model, unfrozen, texts in db.execute(
+            "SELECT customer, model, freeze IS NULL, group_concat(lines) FROM usage "
+            "WHERE seq >= ? AND seq < ? GROUP BY customer, model, freeze IS NULL",
+            (start, start + _CHUNK),
+        ):
+            for pairs in json.loads(f"[{texts}]"):
+                lines = rows.lines_of(pairs, keys)
+                tally.usage(UsageRow(customer, model, 0.0, None if unfrozen else 1, lines), lane)
+
+
+def _add_readings(db: sqlite3.Connection, lane: str, tally: Tally, keys: rows.LineKeys) -> None:
+    """Usage of which a part is for a "last" meter: each record counts by its time and freeze."""
+    for customer, model, used_at, freeze, text in db.execute(
+        "SELECT customer, model, used_at, freeze, lines FROM usage ORDER BY seq"
+    ):
+        lines = rows.lines_of(json.loads(text), keys)
+        tally.usage(UsageRow(customer, model, used_at, freeze, lines), lane)
