@@ -37,6 +37,18 @@ def tap_stream(stream: Any, tap: StreamTap, *, hide_usage: bool = False) -> bool
     return True
 
 
+def is_stream(value: Any) -> bool:
+    """Whether it is an SDK's stream object."""
+    return hasattr(type(value), "__stream__") and hasattr(value, "_iterator")
+
+
+def is_tapped(stream: Any) -> bool:
+    """Whether a stream object is metered already."""
+    iterator: Any = getattr(stream, "_iterator", None)
+    code = getattr(iterator, "gi_code", None) or getattr(iterator, "ag_code", None)
+    return code in (_read.__code__, _read_async.__code__)
+
+
 def tap_response(response: Any, tap: StreamTap, *, hide_usage: bool = False) -> None:
     """Have `tap` see the bytes of a response that has not been read yet, however it is read.
 

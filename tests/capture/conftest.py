@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         replies = self.stub.replies
         self._send(replies.popleft() if len(replies) > 1 else replies[0])
 
-    do_GET = do_POST
+    do_GET = do_POST  # noqa: N815
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
