@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import ref
 
 from . import customers
 from .capture import context
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 C = TypeVar("C")
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -85,12 +87,13 @@ class Metering:
             telemetry=self.telemetry,
             counter=self._counter,
             resolver=customer if callable(customer) else None,
-            default_customer=_fixed(customer),
+            customer=_fixed(customer),
             now=now,
         )
         self._lock = Lock()
         self._started = False
         self._starting: Thread | None = None
+        self._watches_exit = False
         self._retry_start_at = 0.0
 
     # Life.
@@ -115,7 +118,7 @@ class Metering:
             if self.settings.deliver == "thread":
                 self._flusher.start()
             self._started = True
-            atexit.register(self._at_exit)
+            self._watch_exit()
 
     def start_soon(self) -> None:
         """Start without making the caller wait; what goes wrong is an alarm, and is tried again."""
@@ -124,6 +127,7 @@ class Metering:
         if time.monotonic() < self._retry_start_at:
             return
         self._retry_start_at = time.monotonic() + 5
+        self._watch_exit()
         self._starting = Thread(target=self._try_start, name="llm-metering-start", daemon=True)
         self._starting.start()
 
@@ -137,7 +141,6 @@ class Metering:
                 return
             self._started = False
             self._retry_start_at = 0.0
-            atexit.unregister(self._at_exit)
             self._flusher.stop(self.settings.drain_s)
             self._writer.stop(self.settings.drain_s)
 
@@ -152,8 +155,16 @@ class Metering:
 
     def status(self) -> LedgerStatus:
         """The ledger at a glance."""
+        return self.run_on_ledger(lambda ledger: ledger.status(now=self.now()))
+
+    def run_on_ledger(self, function: Callable[[Ledger], T]) -> T:
+        """Run a function of the ledger on the thread that owns it, such as one that reads `balances()`.
+
+        Raises:
+            LedgerError: The ledger cannot be opened or read.
+        """
         self.start()
-        return self._writer.run(lambda ledger: ledger.status(now=self.now()))
+        return self._writer.run(function)
 
     def __enter__(self) -> Metering:
         self.start()
@@ -239,21 +250,24 @@ class Metering:
         Raises:
             ConfigurationError: There is no request and no `bound(...)` block to bind to.
         """
-        scope = context.current()
+        scope = context.current(self.recorder)
         if scope is None:
             raise ConfigurationError(
                 "bind() needs a request under MeteringMiddleware; outside of one use "
                 "`with metering.bound(customer=..., ...):`"
             )
         if customer is not None:
-            scope.customer = customers.checked(customer)
+            scope.customer = _checked(customer)
         scope.dimensions.update(_texts(dimensions))
 
     @contextmanager
     def bound(self, *, customer: str | None = None, **dimensions: str) -> Iterator[None]:
         """Name the customer or dimensions of everything inside this block, in or outside of a request."""
         scope = context.Scope(
-            parent=context.current(), customer=customers.checked(customer), dimensions=_texts(dimensions)
+            parent=context.current(self.recorder),
+            customer=_checked(customer),
+            dimensions=_texts(dimensions),
+            owner=self.recorder,
         )
         with context.entered(scope):
             yield
@@ -332,9 +346,25 @@ class Metering:
             self._writer.stop(self.settings.drain_s)
             raise AccountMismatch(bound_to=bound_to, key_of=outcome.message or "another account")
 
-    def _at_exit(self) -> None:
-        # A script that ends without stop(): commit what is queued, deliver nothing more.
-        self._writer.stop(2.0)
+    def _watch_exit(self) -> None:
+        """A script may end without `stop`: what is queued is committed then, and nothing more delivered."""
+        if not self._watches_exit:
+            self._watches_exit = True
+            atexit.register(_at_exit, ref(self))
+
+    def commit_all(self, timeout_s: float) -> None:
+        """Commit what is queued and close the ledger, without delivering."""
+        if self._starting is not None:
+            self._starting.join(timeout_s)
+        self._writer.stop(timeout_s)
+
+
+def _at_exit(metering: ref[Metering]) -> None:
+    if (alive := metering()) is not None:
+        alive.commit_all(_EXIT_S)
+
+
+_EXIT_S = 2.0
 
 
 class _StartingSink:
@@ -361,14 +391,14 @@ class _StartingSink:
 
 
 def _fixed(customer: Any) -> str | None:
-    if customer is None or callable(customer):
-        return None
+    return None if callable(customer) else _checked(customer)
+
+
+def _checked(customer: Any) -> str | None:
     try:
         return customers.checked(customer)
     except ValueError as exc:
-        raise ConfigurationError(
-            f"customer={customer!r}: {exc}; give a customer id or a resolver such as from_state(...)"
-        ) from exc
+        raise ConfigurationError(f"customer={customer!r} cannot be billed: {exc}") from exc
 
 
 def _ledger(where: str | Path | Ledger) -> Ledger:

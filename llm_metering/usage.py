@@ -137,6 +137,10 @@ class Written:
     thoughts: str = ""
     """Reasoning that the provider showed."""
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to count."""
+        return bool(self.texts or self.calls or self.thoughts)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

@@ -64,6 +64,8 @@ def _visible(usage: Usage) -> int | None:
 def _counted(reading: Reading, request: Any, model: str | None, known: Usage) -> Reading:
     api = reading.api
     prompt = prompt_of(request, api)
+    if api is None and prompt.empty and not _words_of(reading):
+        return reading  # not an answer that anybody knows: there is nothing to count in it
     model = reading.model or model or prompt.model
     leaves = known.as_dict()
     unknown: list[str] = []
@@ -90,10 +92,10 @@ def _count_answer(
     reading: Reading, prompt: Prompt, model: str | None, known: Usage, leaves: dict[str, int]
 ) -> bool:
     """Add the answer to `leaves`; whether the model thought unseen."""
-    words = reading.written or Written((reading.text,) if reading.text else ())
+    words = _words_of(reading)
     if reading.api in ("embeddings", "rerank"):
         return False
-    if not (words.texts or words.calls or words.thoughts) and known.output_total is not None:
+    if not words and known.output_total is not None:
         return False
     count = answer_tokens(
         words,
@@ -107,6 +109,10 @@ def _count_answer(
     )
     leaves["output"] = max(count - rest, known.output or 0)
     return is_reasoning(model) and not words.thoughts
+
+
+def _words_of(reading: Reading) -> Written:
+    return reading.written or Written((reading.text,) if reading.text else ())
 
 
 def _provenance(reading: Reading, prompt: Prompt, model: str | None, incomplete: bool) -> Provenance:
