@@ -99,34 +99,27 @@ class Stage:
         if error is None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(
+    def launch(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str], port: int, ready_path: str = "/"
     ) -> Server:
-        """Start a server and wait until it answers."""
+        """Start a server; `wait_for` it before it is called.
+
+        Args:
+            name: For messages and its log.
+            command: What to run.
+            env: Its whole environment.
+            port: Where it listens.
+            ready_path: Answers, with any status, once it is up.
+        """
         server = Server(name, command, env, port, ready_path, self.folder / f"{name}.log")
         self.servers.append(server)
-        self.launch(server)
-        self.wait_for(server)
+        self._open(server)
         return server
 
-    def launch(self, server: Server) -> None:
-        """Start it (again) and do not wait."""
-        self._starting = True
-        try:
-            with server.log.open("ab") as log:
-                server.process = subprocess.Popen(
-                    server.command,
-                    env={**os.environ, **server.env},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.folder,
-                    start_new_session=True,
-                )
-        finally:
-            self._starting = False
-        if self._signalled is not None:
-            self._leave(self._signalled)
+    def relaunch(self, server: Server) -> None:
+        """Start a server again that has ended, and wait for it."""
+        self._open(server)
+        self.wait_for(server)
 
     def wait_for(self, server: Server) -> None:
         """Wait until a server answers.
@@ -156,6 +149,24 @@ class Stage:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+
+    def _open(self, server: Server) -> None:
+        self._starting = True
+        try:
+            with server.log.open("ab") as log:
+                server.process = subprocess.Popen(
+                    server.command,
+                    env=server.env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    start_new_session=True,
+                )
+        finally:
+            self._starting = False
+        if self._signalled is not None:
+            self._leave(self._signalled)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = number

@@ -21,7 +21,13 @@ SERVE = (
 
 def serve(stage: Stage):
     port = free_port()
-    return stage.start("server", [sys.executable, "-c", SERVE, str(port)], env={}, port=port)
+    return start(stage, "server", [sys.executable, "-c", SERVE, str(port)], port)
+
+
+def start(stage: Stage, name: str, command: list[str], port: int):
+    server = stage.launch(name, command, env=dict(os.environ), port=port)
+    stage.wait_for(server)
+    return server
 
 
 def is_gone(pid: int) -> bool:
@@ -58,7 +64,7 @@ def test_a_server_that_ignores_sigterm_is_killed(monkeypatch):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SERVE
     with Stage() as stage:
         port = free_port()
-        server = stage.start("deaf", [sys.executable, "-c", deaf, str(port)], env={}, port=port)
+        server = start(stage, "deaf", [sys.executable, "-c", deaf, str(port)], port)
         pid = server.process.pid
     assert is_gone(pid)
 
@@ -66,7 +72,7 @@ def test_a_server_that_ignores_sigterm_is_killed(monkeypatch):
 def test_a_server_that_does_not_start_is_named_with_the_end_of_its_log():
     crash = [sys.executable, "-c", "import sys; sys.exit('the port is haunted')"]
     with Stage() as stage, pytest.raises(ServerFailed, match="the port is haunted"):
-        stage.start("ghost", crash, env={}, port=free_port())
+        start(stage, "ghost", crash, free_port())
 
 
 def test_a_killed_server_can_be_launched_again():
@@ -75,17 +81,18 @@ def test_a_killed_server_can_be_launched_again():
         first = server.process.pid
         server.kill()
         assert not server.is_running
-        stage.launch(server)
-        stage.wait_for(server)
+        stage.relaunch(server)
         assert server.process.pid != first
 
 
 PLAY = f"""
-import sys, time
+import os, sys, time
 from llm_metering.cli.stage import Stage, free_port
 with Stage() as stage:
     port = free_port()
-    server = stage.start("server", [sys.executable, "-c", {SERVE!r}, str(port)], env={{}}, port=port)
+    command = [sys.executable, "-c", {SERVE!r}, str(port)]
+    server = stage.launch("server", command, env=dict(os.environ), port=port)
+    stage.wait_for(server)
     print(server.process.pid, stage.folder, flush=True)
     time.sleep(60)
 """
