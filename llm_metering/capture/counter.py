@@ -122,6 +122,8 @@ class Counter:
                 job()
             except Exception as exc:
                 self._telemetry.failure("capture.count", exc)
+            # While this thread waits, it must not keep an abandoned stream alive.
+            del job
 
 
 def decoded(request: Any) -> Any:

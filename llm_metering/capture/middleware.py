@@ -164,7 +164,7 @@ class MeteringMiddleware:
             await send(message)
             if request.parked and kind == "websocket.send":
                 # A connection may last for days: what it used is not kept waiting for its end.
-                await self._settle(request)
+                await self._settle(request, self._home.settings.commit_timeout_s)
 
         return watched
 
@@ -186,9 +186,10 @@ class MeteringMiddleware:
     async def _before_last(self, request: Scope) -> None:
         """Wait until what the request used is on disk, at most `commit_timeout_s`."""
         ends_at = time.monotonic() + self._home.settings.commit_timeout_s
+        left_s = self._home.settings.commit_timeout_s
         try:
-            while True:
-                await self._settle(request)
+            while left_s > 0:
+                await self._settle(request, left_s)
                 left_s = max(0.0, ends_at - time.monotonic())
                 # Counting on another thread may have put one more aside for its customer meanwhile.
                 if not await self._recorder.committed(request, within_s=left_s) or not request.parked:
@@ -196,13 +197,13 @@ class MeteringMiddleware:
         except Exception as exc:
             self._home.telemetry.failure("middleware.commit", exc)
 
-    async def _settle(self, request: Scope) -> None:
-        """Ask for the customer if anything waits for it, at most `commit_timeout_s`."""
+    async def _settle(self, request: Scope, within_s: float) -> None:
+        """Ask for the customer if anything waits for it."""
         if not request.parked:
             return
         from anyio import move_on_after
 
-        with move_on_after(self._home.settings.commit_timeout_s):
+        with move_on_after(within_s):
             await self._recorder.settle(request)
 
     async def _end(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,12 @@ from ..settings import Settings
 from ..usage import NOTHING, Reading, Surface, Usage, UsageRecord
 from . import context
 from .context import Scope, Sightings
+from .naming import Naming
+from .waiting import LateTicket, asyncio_loop, wait_for
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from .counter import Counter
 
 MAX_PARKED = 256
@@ -55,15 +59,13 @@ class Recorder:
         self.sink = sink
         self.telemetry = telemetry
         self.counter = counter
-        self.resolver = resolver
-        self.customer = customer
-        """Who is billed where nobody else is named: one customer for all."""
+        self.naming = Naming(resolver, customer, telemetry=telemetry)
         self.now = now
         self.new_id = new_id
         self._random = random
         self._ambient = Sightings()
         self._parking = Lock()
-        self._resolver_is_async = False
+        self._asking: set[Future[None]] = set()
 
     def record(
         self,
@@ -145,7 +147,7 @@ class Recorder:
         """The record that `record` would make now, for a progress row."""
         scope = scope or self.scope_here()
         record = self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
-        return record if record.customer else replace(record, customer=self._resolved_now(scope))
+        return record if record.customer else replace(record, customer=self.naming.now(scope))
 
     def progress(self, record: UsageRecord) -> None:
         """Note what is to be billed, as partial, should this process die now."""
@@ -167,17 +169,7 @@ class Recorder:
 
     async def resolve(self, scope: Scope) -> str | None:
         """The customer of a request, waiting for an async resolver."""
-        asgi = self._unasked(scope)
-        if asgi is not None:
-            try:
-                answer = self._ask(asgi)
-                if customers.is_async(answer):
-                    self._resolver_is_async = True
-                    answer = await answer
-                scope.root.resolved = customers.checked(answer)
-            except Exception as exc:
-                self.telemetry.failure("customer.resolver", exc)
-        return self._known(scope)
+        return await self.naming.wait(scope)
 
     async def settle(self, scope: Scope) -> None:
         """Hand over what waited for the customer, at the latest at the end of the request."""
@@ -192,7 +184,7 @@ class Recorder:
             parked, root.parked = root.parked, None
         if not parked:
             return
-        customer = self._resolved_now(root)
+        customer = self.naming.now(root)
         for record in parked:
             self._put_parked(replace(record, customer=customer), root)
 
@@ -207,8 +199,6 @@ class Recorder:
         tickets = [ticket for ticket in root.tickets or () if not ticket.done]
         if not tickets:
             return True
-        from .waiting import wait_for
-
         limit_s = self.settings.commit_timeout_s
         if await wait_for(tickets, timeout_s=limit_s if within_s is None else within_s):
             root.tickets = None if root.tickets is None else [t for t in root.tickets if not t.done]
@@ -218,45 +208,6 @@ class Recorder:
             f"usage was not on disk within {limit_s} s; the response went on",
         )
         return False
-
-    # The customer.
-
-    def _known(self, scope: Scope) -> str | None:
-        """The customer as known by now."""
-        return scope.bound_customer() or scope.root.resolved or self.customer
-
-    def _unasked(self, scope: Scope) -> MutableMapping[str, Any] | None:
-        """The request to show the resolver, None where there is none or no need to ask."""
-        if self.resolver is None or scope.bound_customer() is not None:
-            return None
-        root = scope.root
-        return root.asgi if root.resolved is None else None
-
-    def _ask(self, asgi: MutableMapping[str, Any]) -> Any:
-        return None if self.resolver is None else customers.begin(self.resolver, asgi)
-
-    def _resolved_now(self, scope: Scope) -> str | None:
-        """The customer as far as it can be told without waiting."""
-        asgi = self._unasked(scope)
-        if asgi is None or self._resolver_is_async:
-            return self._known(scope)
-        try:
-            answer = self._ask(asgi)
-            if customers.is_async(answer):
-                self._resolver_is_async = True
-                _discard(answer)
-            else:
-                scope.root.resolved = customers.checked(answer)
-        except Exception as exc:
-            self.telemetry.failure("customer.resolver", exc)
-        return self._known(scope)
-
-    def _checked(self, customer: Any) -> str | None:
-        try:
-            return customers.checked(customer)
-        except ValueError as exc:
-            self.telemetry.failure("customer.invalid", exc)
-            return None
 
     # The record.
 
@@ -271,7 +222,7 @@ class Recorder:
         scope: Scope,
     ) -> Callable[[Reading], UsageRecord]:
         """Fix who, what for and when now; the counts may come later, from another thread."""
-        customer = scope.bound_customer() if customer is None else self._checked(customer)
+        customer = scope.bound_customer() if customer is None else self.naming.checked(customer)
         if outer := scope.all_dimensions():
             dimensions = {**outer, **dimensions}
         elif dimensions:
@@ -332,15 +283,14 @@ class Recorder:
         return reading.text is not None or reading.written is not None
 
     def _finish(self, record: UsageRecord, closes: str | None, scope: Scope) -> Ticket:
-        if record.customer is None:
-            customer = self._resolved_now(scope)
-            if customer is not None:
-                record = replace(record, customer=customer)
-            elif self._park(record, closes, scope.root):
-                from .waiting import LateTicket
-
-                return LateTicket.done_already()
-        return self._put(record, closes=closes, root=scope.root)
+        if record.customer is not None:
+            return self._put(record, closes=closes, root=scope.root)
+        customer = self.naming.now(scope)
+        if customer is not None:
+            return self._put(replace(record, customer=customer), closes=closes, root=scope.root)
+        if self._park(record, closes, scope.root):
+            return LateTicket.done_already()
+        return self._ask_first(record, closes, scope) or self._put(record, closes=closes, root=scope.root)
 
     def _park(self, record: UsageRecord, closes: str | None, root: Scope) -> bool:
         """Keep a record until the customer is known; False where nobody will come to tell."""
@@ -353,17 +303,40 @@ class Recorder:
             if root.parked is None:
                 root.parked = []
             root.parked.append(record)
-        # Should we be killed meanwhile, the ledger has it.
-        self.sink.progress(record)
+            # Should we be killed meanwhile, the ledger has it; before `release` can close the row.
+            self.progress(record)
         if closes != record.id:
             self.drop(closes)
         return True
 
-    def _put_parked(self, record: UsageRecord, root: Scope) -> None:
+    def _ask_first(self, record: UsageRecord, closes: str | None, scope: Scope) -> Ticket | None:
+        """What a task used after its request was over, with an async resolver: ask in a task of its own."""
+        loop = asyncio_loop() if self.naming.needs_waiting(scope) else None
+        if loop is None:
+            return None
+        late = LateTicket()
+        self.progress(record)
+        task = loop.create_task(self._put_when_named(record, closes, scope, late))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return late
+
+    async def _put_when_named(
+        self, record: UsageRecord, closes: str | None, scope: Scope, late: LateTicket
+    ) -> None:
         try:
-            self._put(record, closes=record.id, root=root)
+            await self.naming.wait(scope)
+        finally:
+            self.drop(closes if closes != record.id else None)
+            ticket = self._put_parked(replace(record, customer=self.naming.known(scope)), scope.root)
+            late.follow(ticket or LateTicket.done_already())
+
+    def _put_parked(self, record: UsageRecord, root: Scope) -> Ticket | None:
+        try:
+            return self._put(record, closes=record.id, root=root)
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
+            return None
 
     def _put(self, record: UsageRecord, *, closes: str | None, root: Scope) -> Ticket:
         if record.customer is None:
@@ -380,10 +353,3 @@ class Recorder:
         if len(root.tickets) >= _MAX_TICKETS:
             root.tickets = [t for t in root.tickets if not t.done]
         root.tickets.append(ticket)
-
-
-def _discard(awaitable: Any) -> None:
-    """Close a coroutine that will not be awaited now, so that Python does not warn of it."""
-    close = getattr(awaitable, "close", None)
-    if close is not None:
-        close()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
     """Wait until every ticket is done; False if the time ran out. Works under asyncio and trio."""
-    loop = _asyncio_loop()
+    loop = asyncio_loop()
     if loop is not None:
         return await _wait_on_asyncio(loop, tickets, timeout_s)
     from anyio import move_on_after, to_thread
@@ -25,7 +25,8 @@ async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
     return all(ticket.done for ticket in tickets)
 
 
-def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop that runs on this thread, None where there is none."""
     import asyncio
 
     try:
