@@ -154,8 +154,7 @@ class ProviderStub:
         self.asked: list[Asked] = []
         self.gates: list[threading.Event] = []
         handler = type("Handler", (_Handler,), {"stub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.origin = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -190,6 +189,11 @@ class ProviderStub:
         )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     stub: ProviderStub
@@ -209,6 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
         self.send_header("content-type", reply.content_type)
+        # A client may live longer than the event loop it was used on: leave it no open connection.
+        self.send_header("connection", "close")
         for name, value in reply.headers.items():
             self.send_header(name.replace("_", "-"), value)
         if reply.chunks is None:
