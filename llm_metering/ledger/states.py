@@ -128,9 +128,10 @@ def crashed(standing: Standing, *, now: float) -> Step:
 def aged(standing: Standing, *, now: float) -> Step | None:
     """What time alone does to an event; None if nothing."""
     if standing.state == "AMBIGUOUS" and _past_horizon(standing, now):
-        return _doubt(standing, _with("not settled within 22 hours of the first ambiguous attempt", standing))
+        return _doubt(standing, f"22 hours passed since the first ambiguous attempt ({standing.reason})")
     if standing.state == "PENDING" and now - standing.timestamp >= EXPIRY_S:
-        reason = _with("expired: Stripe takes no usage older than 35 days", standing)
+        last = f"; last: {standing.reason}" if standing.reason else ""
+        reason = f"expired: Stripe takes no usage older than 35 days{last}"
         return Step(_resting(standing, "DEAD", reason), "delivery.expired")
     return None
 
@@ -187,18 +188,15 @@ def _duplicate(standing: Standing, reason: str) -> Step:
     if standing.attempts > 1:
         return Step(_resting(standing, "ACCEPTED", reason))
     # Nobody on record sent it before: a cloned disk, a restored backup, an identifier made twice.
-    return Step(
-        _resting(
-            _doubted(standing, standing.timestamp), "IN_DOUBT", _with("first attempt on record", reason)
-        ),
-        "delivery.duplicate_on_first_attempt",
-    )
+    standing = replace(standing, first_ambiguous_at=standing.attempt_started_at)
+    reason = f"the first attempt on record ({reason})"
+    return Step(_resting(standing, "IN_DOUBT", reason), "delivery.duplicate_on_first_attempt")
 
 
 def _refused(standing: Standing, reason: str) -> Step:
     if standing.first_ambiguous_at is not None:
         # It will never pass again, yet an older attempt may have: replaying it could bill twice.
-        return _doubt(standing, _with("refused after an ambiguous attempt", reason))
+        return _doubt(standing, f"refused after an ambiguous attempt ({reason})")
     return Step(_resting(standing, "DEAD", reason), "delivery.dead")
 
 
@@ -216,11 +214,6 @@ def _past_horizon(standing: Standing, now: float) -> bool:
 
 def _minus(at: float | None, by_s: float) -> float | None:
     return None if at is None else at - by_s
-
-
-def _with(what: str, last: Standing | str) -> str:
-    last = (last.reason or "") if isinstance(last, Standing) else last
-    return f"{what} ({last})" if last else what
 
 
 def _reason(outcome: Outcome) -> str:
