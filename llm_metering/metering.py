@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -218,15 +218,26 @@ class Metering:
     @overload
     def metered(
         self,
+        /,
         *,
         model: str | None = None,
-        customer: str | Callable[..., str | None] | None = None,
+        customer: str | Callable[..., str | Awaitable[str | None] | None] | None = None,
         prompt: str | None = None,
         provider: str | None = None,
         **dimensions: str,
     ) -> Callable[[F], F]: ...
 
-    def metered(self, function: Any = None, /, **options: Any) -> Any:
+    def metered(
+        self,
+        function: Any = None,
+        /,
+        *,
+        model: str | None = None,
+        customer: str | Callable[..., str | Awaitable[str | None] | None] | None = None,
+        prompt: str | None = None,
+        provider: str | None = None,
+        **dimensions: str,
+    ) -> Any:
         """Meter a plain, async, generator or async generator function.
 
         What it returns or yields is read: a provider's answer or stream events, or plain text, which is
@@ -241,7 +252,9 @@ class Metering:
         """
         from .capture.decorators import metered
 
-        decorate = metered(self.recorder, **options)
+        decorate = metered(
+            self.recorder, model=model, customer=customer, prompt=prompt, provider=provider, **dimensions
+        )
         return decorate if function is None else decorate(function)
 
     def bind(self, *, customer: str | None = None, **dimensions: str) -> None:
