@@ -62,7 +62,7 @@ def send_test_event(
 
 def _value(value: int | Decimal | str) -> Decimal:
     """An exact decimal; negative ones are corrections. Stripe reads no exponents and no floats."""
-    if isinstance(value, (float, bool)):
+    if isinstance(value, bool) or not isinstance(value, (int, Decimal, str)):
         raise ConfigurationError(f"value={value!r} must be a whole number, a Decimal or decimal text")
     try:
         amount = Decimal(value.strip() if isinstance(value, str) else value)

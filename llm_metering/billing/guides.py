@@ -37,6 +37,7 @@ class PayAsYouGo(Catalog):
         currency: Three letters.
         amount: For one package, in major units.
         package_size: Tokens in a package; 1 charges `amount` for each token.
+        name: Of the offer; give each its own to join catalogs of several currencies with `|`.
         interval: How often it is billed.
         event_name: The meter's event name; it must be the one your `TokenMeter` reports to.
         meter_name: The meter's name in the Dashboard.
@@ -54,6 +55,7 @@ class PayAsYouGo(Catalog):
         amount: Amount = _TOKEN_PACKAGE,
         *,
         package_size: int = 100,
+        name: str = PAY_AS_YOU_GO,
         interval: Interval = "month",
         event_name: str = EVENT_NAME,
         meter_name: str = METER_NAME,
@@ -78,7 +80,7 @@ class PayAsYouGo(Catalog):
             meters=(_meter(event_name, meter_name, aggregation, customer_key, value_key),),
             products=(product,),
             prices=(price,),
-            offers=(Offer(PAY_AS_YOU_GO, (Item(price.key),)),),
+            offers=(Offer(name, (Item(price.key),)),),
         )
 
 
@@ -101,6 +103,7 @@ class FlatFeeWithOverages(Catalog):
         interval: How often it is billed.
         license_billed: "in_advance", or "with_usage" in arrears.
         seats: Quantity of the licence that a subscription starts with.
+        name: Of the offer; give each its own to join catalogs of several currencies with `|`.
         event_name: The meter's event name; it must be the one your `TokenMeter` reports to.
         meter_name: The meter's name in the Dashboard.
         aggregation: How the meter makes a quantity of its events.
@@ -123,6 +126,7 @@ class FlatFeeWithOverages(Catalog):
         interval: Interval = "month",
         license_billed: str = "in_advance",
         seats: int = 1,
+        name: str = FLAT_FEE,
         event_name: str = EVENT_NAME,
         meter_name: str = METER_NAME,
         aggregation: Aggregation = "sum",
@@ -161,7 +165,7 @@ class FlatFeeWithOverages(Catalog):
             meters=(_meter(event_name, meter_name, aggregation, customer_key, value_key),),
             products=(licence, usage) if in_advance else (usage,),
             prices=(fee, overage) if in_advance else (overage,),
-            offers=(Offer(FLAT_FEE, items),),
+            offers=(Offer(name, items),),
         )
 
 

@@ -43,14 +43,17 @@ WHOLE_ONLY = ZERO_DECIMAL | {"isk", "ugx"}
 CURRENCIES = frozenset(_TWO_DECIMALS.split()) | ZERO_DECIMAL | THREE_DECIMAL
 """What Stripe can charge in; an account may be allowed fewer."""
 
+_COMMON = ("usd", "eur", "gbp", "cad", "aud", "jpy", "chf", "inr", "brl", "sek")
+"""Looked at first when a name was mistyped."""
+
 
 def parse_currency(text: str, field: str = "currency") -> str:
     """The currency's code in lower case; `ConfigurationError` if Stripe does not know it."""
     code = text.strip().lower() if isinstance(text, str) else text
     if code in CURRENCIES:
         return code
-    same_letters = [known for known in sorted(CURRENCIES) if sorted(known) == sorted(str(code))]
-    near = same_letters or difflib.get_close_matches(str(code), sorted(CURRENCIES), n=1)
+    near = difflib.get_close_matches(str(code), _COMMON, n=1)
+    near = near or difflib.get_close_matches(str(code), sorted(CURRENCIES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(
         f"{field}={text!r} is not a currency that Stripe knows (three letters, such as 'usd'){hint}"

@@ -72,7 +72,8 @@ def is_passing(exc: StripeError) -> bool:
     """Whether the same call may fare better the next time: an error of Stripe's, a clash, a lock, or an
     old answer that was replayed for the idempotency key."""
     status = exc.http_status or 0
-    replayed = str((exc.headers or {}).get("Idempotent-Replayed", "")).lower() == "true"
+    headers = {str(name).lower(): value for name, value in (exc.headers or {}).items()}
+    replayed = headers.get("idempotent-replayed") == "true"
     return status >= 500 or status == 409 or exc.code == "lock_timeout" or replayed
 
 

@@ -53,6 +53,6 @@ def _check_extra() -> None:
 def _cannot_listen(exc: OSError, host: str, port: int) -> MeteringError:
     if exc.errno == errno.EADDRINUSE:
         return MeteringError(
-            f"port {port} is taken; perhaps a sandbox runs already. Choose another with --port (0: a free one)"
+            f"port {port} is taken; perhaps a sandbox runs already. Choose another: --port (0: a free one)"
         )
     return MeteringError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")
