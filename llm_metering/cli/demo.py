@@ -154,10 +154,12 @@ def _show_verdict(screen: Screen, report: Report) -> None:
         screen.say("They should be equal, and something is wrong.", style="bold red")
     screen.say(
         f"After {kill.after_calls} of {report.calls} questions the service was killed with kill -9, with "
-        f"{kill.streams} streams and {kill.plain} plain answers under way. {audit.cut} calls broke. For "
-        f"{audit.cut_recorded} of them the provider's answer, or a part of it, was on record. Each of these "
-        f"is billed once, and left out above: {number(audit.cut_billed)} tokens, where the provider counts "
-        f"at most {number(audit.cut_sent_at_most)}."
+        f"{kill.streams} streams and {kill.plain} plain answers under way. {audit.cut} calls broke."
+    )
+    screen.say(
+        f"Of these, {audit.cut_recorded} had been answered by the provider, wholly or in part, and were on "
+        f"record. Each is billed once, as far as it had come, and left out above: {number(audit.cut_billed)} "
+        f"tokens. The provider would count {number(audit.cut_sent_at_most)} had they come to their end."
     )
     screen.say(f"Seed {report.seed}, {report.seconds:.0f} s.", style="dim")
 

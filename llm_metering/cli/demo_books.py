@@ -7,6 +7,7 @@ provider counted; it is listed apart. So a call that is lost or doubled anywhere
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -177,12 +178,12 @@ def _records(lane: sqlite3.Connection) -> list[Recorded]:
     keys = LineKeys(lane)
     rows = lane.execute("SELECT response_id, provenance, customer, lines FROM usage ORDER BY seq").fetchall()
     return [
-        Recorded(response_id, provenance, add(_tokens(customer, lines_of(lines, keys))))
+        Recorded(response_id, provenance, add(_tokens(customer, lines_of(json.loads(lines), keys))))
         for response_id, provenance, customer, lines in rows
     ]
 
 
-def _tokens(customer: str | None, lines: list[tuple[LineKey, Value]]) -> Iterable[Tokens]:
+def _tokens(customer: str | None, lines: Iterable[tuple[LineKey, Value]]) -> Iterable[Tokens]:
     for key, value in lines:
         dimensions = dict(key.dimensions)
         kind = Kind(customer, dimensions.get("model", ""), dimensions.get("token_type", ""))
@@ -206,21 +207,29 @@ def _differences(where: str, expected: Tokens, found: Tokens) -> list[str]:
     ]
 
 
-def _beyond(partial: Iterable[Recorded], by_id: Mapping[str, Sent]) -> list[str]:
-    """An answer that was cut short may be billed for less than the provider counts, never for more."""
+def _beyond(cut: Iterable[Recorded], by_id: Mapping[str, Sent]) -> list[str]:
+    """An answer that was cut short: one that the provider reported is billed as reported, one that we had to
+    count for no more than it counts. What a killed process leaves of a stream is an estimate; it must be
+    of the right size."""
     problems = []
-    for record in partial:
+    for record in cut:
         answer = by_id.get(record.response_id or "")
         if answer is None:
             problems.append(f"the ledger bills answer {record.response_id}, which the provider never sent")
             continue
-        over = any(n > _directions(answer.tokens)[way] for way, n in _directions(record.tokens).items())
+        slack = 2 if record.provenance == "partial" else 1
+        limits = _directions(answer.tokens)
+        over = any(n > slack * limits[way] for way, n in _directions(record.tokens).items())
         if over or (record.provenance == "reported" and dict(record.tokens) != dict(answer.tokens)):
             problems.append(
-                f"answer {record.response_id} was cut short: the ledger bills {dict(record.tokens)}, "
-                f"the provider counts {dict(answer.tokens)}"
+                f"answer {record.response_id} was cut short: the ledger bills {_listed(record.tokens)} "
+                f"({record.provenance}), the provider counts {_listed(answer.tokens)}"
             )
     return problems
+
+
+def _listed(tokens: Tokens) -> str:
+    return ", ".join(f"{n} {kind.token_type}" for kind, n in tokens.items()) or "nothing"
 
 
 def _directions(tokens: Tokens) -> Counter[str]:

@@ -17,6 +17,9 @@ CALLERS = 12
 RETRY_S = 0.05
 TIMEOUT_S = 30.0
 
+_PROSE = "how far is it to the sea and why does a road go by so many old houses in the rain"
+_WORDS = tuple(_PROSE.split())
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -51,7 +54,7 @@ def calls(*, seed: int, count: int, keys: Sequence[str]) -> list[Call]:
 
 def _call(number: int, key: str, luck: random.Random) -> Call:
     path: Any = luck.choices(("/chat", "/chat/stream", "/digest"), (45, 45, 10))[0]
-    body = {"text": f"question {number}: {_words(luck, luck.randint(4, 40))}"}
+    body = {"text": _words(luck, luck.randint(4, 40))}
     if path != "/digest":
         body["model"] = luck.choice(MODELS)
         if luck.random() < 0.1:  # long enough for a provider to read it from its cache
@@ -60,7 +63,7 @@ def _call(number: int, key: str, luck: random.Random) -> Call:
 
 
 def _words(luck: random.Random, count: int) -> str:
-    return " ".join(luck.choice(("rain", "river", "wheel", "light", "house", "paper")) for _ in range(count))
+    return " ".join(luck.choice(_WORDS) for _ in range(count))
 
 
 class Load:
