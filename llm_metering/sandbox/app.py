@@ -79,7 +79,7 @@ class SandboxApp:
         self.service = Service(self.world, ROUTES, keys)
         self.faults = Faults()
         self.door = Door()
-        self._under_way: set[tuple[str, ...]] = set()
+        self.under_way: set[tuple[str, ...]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -170,22 +170,22 @@ class SandboxApp:
         if fault is not None and fault.kind == "slow":
             delay += 10.0 if fault.seconds is None else fault.seconds
         instead = server_fault() if fault is not None and fault.kind == "500_after" else None
-        if not delay and not self._under_way:
+        if not delay and not self.under_way:
             return self.service.answer(request, instead=instead)
         held = _held(request)
         refusal = self._clash(held)
         if refusal is not None:
             return self.service.refuse(request, refusal)
-        self._under_way |= held
+        self.under_way |= held
         try:
             await anyio.sleep(delay)
             return self.service.answer(request, instead=instead)
         finally:
-            self._under_way -= held
+            self.under_way -= held
 
     def _clash(self, held: set[tuple[str, ...]]) -> Refusal | None:
         """What a request gets whose idempotency key, or customer and meter, is being worked on."""
-        for kind, *_ in held & self._under_way:
+        for kind, *_ in held & self.under_way:
             if kind == "key":
                 return Refusal(
                     409,

@@ -23,21 +23,25 @@ class Door:
     """Connections by the client's address."""
 
     def __init__(self) -> None:
-        self._connections: dict[tuple[str, int], asyncio.Transport] = {}
+        self.connections: dict[tuple[str, int], asyncio.Transport] = {}
         self.closer: Callable[[float], Awaitable[None]] | None = None
         """Closes the port for so many seconds; set by the server."""
+        self._shut = False
 
     def opened(self, transport: asyncio.Transport) -> None:
-        self._connections[transport.get_extra_info("peername")[:2]] = transport
+        self.connections[transport.get_extra_info("peername")[:2]] = transport
+        if self._shut:
+            # It was accepted just before the port was closed.
+            _reset(transport)
 
     def closed(self, transport: asyncio.Transport) -> None:
         peer = transport.get_extra_info("peername")
         if peer is not None:
-            self._connections.pop(peer[:2], None)
+            self.connections.pop(peer[:2], None)
 
     def reset_all(self) -> None:
         """Reset every connection that is open, so that nothing waits for an answer."""
-        for transport in list(self._connections.values()):
+        for transport in list(self.connections.values()):
             _reset(transport)
 
     async def reset(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
@@ -67,12 +71,17 @@ class Door:
         """Close the port: new connections are refused, open ones reset."""
         if self.closer is None:
             raise RuntimeError("only a sandbox that listens on a port can refuse connections")
+        self._shut = True
         await self.closer(seconds)
         self.reset_all()
 
+    def open(self) -> None:
+        """The port takes connections again."""
+        self._shut = False
+
     def _transport(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
         client = scope.get("client")
-        return None if client is None else self._connections.get((client[0], client[1]))
+        return None if client is None else self.connections.get((client[0], client[1]))
 
 
 def _reset(transport: asyncio.Transport) -> None:

@@ -224,6 +224,9 @@ LIST: Table = {
     "expand": EXPAND,
 }
 
+MAX_DEPTH = 16
+"""Brackets in one key; Stripe's own parameters need five."""
+
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _DECIMAL = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?")
 _STEPS = re.compile(r"\[([^\]]*)\]")
@@ -231,6 +234,8 @@ _STEPS = re.compile(r"\[([^\]]*)\]")
 
 def _put(tree: dict[str, Any], key: str, value: str) -> None:
     steps = [key.partition("[")[0], *_STEPS.findall(key)]
+    if len(steps) > MAX_DEPTH:
+        raise unreadable(f"Invalid request: {key[:100]}… is nested too deeply.")
     node = tree
     for n, step in enumerate(steps[:-1]):
         index = step or _open_index(node, steps[n + 1])

@@ -209,6 +209,11 @@ def _server(app: SandboxApp) -> uvicorn.Server:
         loop = asyncio.get_running_loop()
         address = server.servers[0].sockets[0].getsockname()[:2]
         for listening in server.servers:
+            for sock in listening.sockets:
+                loop.remove_reader(sock.fileno())
+        # asyncio loses a connection that it has accepted when the listener closes under it.
+        await asyncio.sleep(0.005)
+        for listening in server.servers:
             listening.close()
         loop.create_task(open_port(address, seconds))  # noqa: RUF006 -- the loop outlives it
 
@@ -223,6 +228,7 @@ def _server(app: SandboxApp) -> uvicorn.Server:
                 config=config, server_state=server.server_state, app_state=server.lifespan.state, _loop=loop
             )
 
+        app.door.open()
         server.servers = [await loop.create_server(connection, sock=_listen(*address))]
 
     app.door.closer = close_port
