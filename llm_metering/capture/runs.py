@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import customers
 from ..usage import Reading
 from . import context
+from .collecting import is_collecting
 from .results import Streams, TextTally, is_whole, parts_of, unframed
 from .streams import StreamTap
 from .taps import is_stream, is_tapped, tap_stream
@@ -211,8 +212,10 @@ class Run:
             self._own_records += tap.finish(complete or tally.ended) is not None
 
     def abandon(self) -> None:
-        """As `finish`, from where a garbage collection may have brought us: any lock may be held."""
-        if self._text is not None or self._streams is not None:
+        """As `finish`, where nobody reads on: closed by the caller, or by the garbage collector."""
+        if not is_collecting():
+            self.finish(complete=False)
+        elif self._own:
             with suppress(Exception):
                 self._recorder.counter.later(lambda: self.finish(complete=False))
 

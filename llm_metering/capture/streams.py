@@ -10,6 +10,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..usage import NOTHING, Reading, Surface, Usage
+from .collecting import is_collecting, watch
+from .waiting import LateTicket
 
 if TYPE_CHECKING:
     from ..protocols import Ticket
@@ -102,6 +104,7 @@ class StreamTap:
         self._last: Reading | None = None
         self._rows = 0
         self._prompt: Usage | None = None
+        watch()
         self.scope.note_opened(self)
 
     def feed(self, event: Any) -> None:
@@ -117,6 +120,8 @@ class StreamTap:
         Args:
             complete: Whether it was read to its end. What a provider said of the whole counts either way.
         """
+        if is_collecting():
+            return self._finish_later(complete)
         with self._lock:
             if self._finished:
                 return None
@@ -128,6 +133,25 @@ class StreamTap:
             return None
         finally:
             self.scope.note_finished(self)
+
+    def _finish_later(self, complete: bool) -> Ticket | None:
+        """Finish on the counter's thread. Takes no lock; the request waits for the record all the same."""
+        if self._finished or not self._began:
+            return None
+        late = LateTicket()
+        root = self.scope.root
+        if root.tickets is None:
+            root.tickets = []
+        root.tickets.append(late)
+        # Counted from now on, so that nothing round it counts the same text.
+        self.scope.note_recorded()
+
+        def job() -> None:
+            ticket = self.finish(complete)
+            late.fail(None) if ticket is None else late.follow(ticket)
+
+        self._recorder.counter.later(job)
+        return late
 
     def discard(self) -> None:
         """Record nothing: somebody else counted this stream. Its progress row goes."""
@@ -148,15 +172,11 @@ class StreamTap:
             self._recorder.telemetry.failure("capture.progress", exc)
 
     def __del__(self) -> None:
-        # The code that this interrupts may hold any lock: only queue the work.
         if getattr(self, "_finished", True) or not self._began:
             return
         with suppress(Exception):
-            self._recorder.counter.later(self._abandoned)
-
-    def _abandoned(self) -> None:
-        self._recorder.telemetry.count("stream.abandoned")
-        self.finish(complete=False)
+            self._recorder.telemetry.count("stream.abandoned")
+            self._finish_later(complete=False)
 
     # Progress.
 

@@ -102,7 +102,7 @@ class _Bytes:
     """The bytes of one response, seen the first time that they are read."""
 
     def __init__(self, response: Any, tap: StreamTap, hider: UsageHider | None) -> None:
-        self._response: Callable[[], Any] = ref(response)
+        self._response = response
         self._tap = tap
         self._taken = False
         self._hider = hider
@@ -113,12 +113,12 @@ class _Bytes:
         return self._reader()
 
     def iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        response = self._response()
+        response = self._response
         inner: Iterator[bytes] = type(response).iter_bytes(response, *args, **kwargs)
         return inner if self._taken else self._started(self._read(inner))
 
     def aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        response = self._response()
+        response = self._response
         inner: AsyncIterator[bytes] = type(response).aiter_bytes(response, *args, **kwargs)
         return inner if self._taken else self._started(self._read_async(inner))
 
@@ -215,36 +215,31 @@ def _nothing() -> None:
     return None
 
 
-def _watch_close(response: Any, tap: StreamTap, reader: Any) -> None:
+def _watch_close(response: Any, tap: StreamTap, reader: Callable[[], Any]) -> None:
     """Finish the tap when the caller closes the response. While it is read, reading itself will tell.
 
-    Only weak references here: a cycle would leave a dropped stream to the garbage collector.
+    The response must not hold what reads it: a stream that is dropped is closed at once, and a cycle would
+    leave that to the garbage collector.
     """
-    try:
-        this: Callable[[], Any] = ref(response)
-    except TypeError:
-        return  # a stub, or none at all
+    owner = type(response)
 
     def closed() -> None:
         running = reader()
-        if running is None or not (
-            getattr(running, "gi_running", False) or getattr(running, "ag_running", False)
-        ):
+        if not (getattr(running, "gi_running", False) or getattr(running, "ag_running", False)):
             tap.finish(complete=False)
 
     def close() -> Any:
         closed()
-        owner = this()
-        return before() if before is not None else type(owner).close(owner)
+        return owner.close(response) if before is None else before()
 
     async def aclose() -> Any:
         closed()
-        owner = this()
-        return await (abefore() if abefore is not None else type(owner).aclose(owner))
+        return await (owner.aclose(response) if abefore is None else abefore())
 
+    # A stub may have no attributes of its own, or be none at all.
     with suppress(AttributeError, TypeError):
         before, abefore = (vars(response).get(name) for name in ("close", "aclose"))
-        if hasattr(response, "close"):
+        if hasattr(owner, "close"):
             response.close = close
-        if hasattr(response, "aclose"):
+        if hasattr(owner, "aclose"):
             response.aclose = aclose

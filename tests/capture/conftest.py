@@ -193,6 +193,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients hang up."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -224,16 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        try:
-            self._chunks(reply.chunks)
-            if reply.gate is not None:
-                reply.gate.wait(10)
-            self._chunks(reply.rest)
-            if not reply.hang_up:
-                self.wfile.write(b"0\r\n\r\n")
-        except OSError:
-            reply.hang_up = True
-        self.close_connection = reply.hang_up
+        self._chunks(reply.chunks)
+        if reply.gate is not None:
+            reply.gate.wait(10)
+        self._chunks(reply.rest)
+        if not reply.hang_up:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _chunks(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
