@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
 
 Path = tuple[str, ...]
-
-_PLAIN = (str, bytes, int, float, bool, list, tuple, type(None))
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 def get(value: Any, name: str) -> Any:
     """A field of a mapping or an attribute of an object; None where there is none."""
     if type(value) is dict:
         return value.get(name)
-    if isinstance(value, _PLAIN):
+    kind = _KINDS.get(type(value)) or _learn(type(value))
+    if kind == "plain":
         return None
     try:
-        if isinstance(value, Mapping):
-            return value.get(name)
-        return getattr(value, name, None)
+        return value.get(name) if kind == "mapping" else getattr(value, name, None)
     except Exception:
         return None
 
@@ -29,7 +28,7 @@ def dig(value: Any, path: Path) -> Any:
     for name in path:
         if value is None:
             return None
-        value = get(value, name)
+        value = value.get(name) if type(value) is dict else get(value, name)
     return value
 
 
@@ -46,14 +45,16 @@ def fields(value: Any) -> Mapping[str, Any]:
     """All fields of a mapping or an object; empty where it has none."""
     if type(value) is dict:
         return value
-    if isinstance(value, _PLAIN):
-        return {}
+    kind = _KINDS.get(type(value)) or _learn(type(value))
     try:
-        if isinstance(value, Mapping):
-            return dict(value)
-        return _attributes(value)
+        return _READ[kind](value)
     except Exception:
-        return {}
+        return NO_FIELDS
+
+
+def own(value: Any) -> Mapping[str, Any]:
+    """As `fields`, quicker, but perhaps without what an SDK's model does not know."""
+    return getattr(value, "__dict__", None) or fields(value)
 
 
 def items(value: Any) -> Sequence[Any]:
@@ -66,11 +67,54 @@ def text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _attributes(value: Any) -> Mapping[str, Any]:
-    own = getattr(value, "__dict__", None)
-    if own is None:
-        names = [n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ())]
-        return {name: getattr(value, name, None) for name in names}
-    # Pydantic keeps what its model does not know, such as a vendor's own fields, apart.
-    extra = getattr(value, "__pydantic_extra__", None)
-    return {**own, **extra} if extra else own
+Kind = Literal["plain", "mapping", "pydantic", "object", "slots"]
+
+_KINDS: dict[type, Kind] = dict.fromkeys(
+    (str, bytes, bytearray, int, float, bool, list, tuple, set, type(None)), "plain"
+)
+_MOST_KINDS = 10_000
+
+
+def _learn(kind: type) -> Kind:
+    """How objects of a type are read; looked up once a type, for streams read thousands of one."""
+    if len(_KINDS) > _MOST_KINDS:
+        _KINDS.clear()
+    _KINDS[kind] = found = _kind_of(kind)
+    return found
+
+
+def _kind_of(kind: type) -> Kind:
+    if issubclass(kind, Mapping):
+        return "mapping"
+    if issubclass(kind, (str, bytes, bytearray, int, float, list, tuple, set, type)):
+        return "plain"
+    if hasattr(kind, "__pydantic_extra__"):
+        return "pydantic"
+    return "object" if hasattr(kind, "__dict__") and _has_dict(kind) else "slots"
+
+
+def _pydantic(value: Any) -> Mapping[str, Any]:
+    """Pydantic keeps what its model does not know, such as a vendor's own fields, apart."""
+    extra = value.__pydantic_extra__
+    return {**value.__dict__, **extra} if extra else value.__dict__
+
+
+_READ: dict[Kind, Callable[[Any], Mapping[str, Any]]] = {
+    "plain": lambda value: NO_FIELDS,
+    "mapping": dict,
+    "pydantic": _pydantic,
+    "object": lambda value: value.__dict__,
+    "slots": lambda value: {name: getattr(value, name, None) for name in _slots(type(value))},
+}
+
+
+def _has_dict(kind: type) -> bool:
+    return any("__dict__" in base.__dict__ for base in kind.__mro__)
+
+
+def _slots(kind: type) -> list[str]:
+    found: list[str] = []
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return found

@@ -58,11 +58,14 @@ class Usage:
     """Completion tokens of images."""
 
     def __post_init__(self) -> None:
-        for name in LEAVES:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if type(value) is not int or not 0 <= value <= MAX_TOKENS:
+        # Spelled out, because it runs for every answer.
+        for value in (
+            self.input, self.cached_input, self.cached_write, self.output, self.reasoning,
+            self.input_audio, self.cached_input_audio, self.output_audio,
+            self.input_image, self.cached_input_image, self.output_image,
+        ):  # fmt: skip
+            if value is not None and (type(value) is not int or not 0 <= value <= MAX_TOKENS):
+                name = next(n for n in LEAVES if getattr(self, n) is value)
                 raise ValueError(
                     f"Usage.{name} must be a whole number from 0 to 2**63-1 or None, not {value!r}"
                 )

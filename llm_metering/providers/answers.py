@@ -7,7 +7,8 @@ from typing import Any
 
 from ..fields import fields, first, get, text
 from ..usage import Reading, Usage, Written
-from .numbers import UnbelievableUsage, dialect_of, usage_of
+from .dialects import dialect_of
+from .numbers import UnbelievableUsage, usage_of
 from .shapes import shape_of
 
 

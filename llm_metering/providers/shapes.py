@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..fields import Path, get, items
+from ..fields import Path, dig, get, items
 from ..usage import Written
 from . import written
 
@@ -19,6 +19,8 @@ class Shape:
     api: str
     words: Callable[[Any], Written]
     """What the model wrote, of a whole answer."""
+    signs: tuple[Path, ...] = ()
+    """Where all of these lead somewhere, an answer without a telling `object` or `type` has this shape."""
     usage: tuple[Path, ...] = (("usage",),)
     """Where the usage object is; the empty path is the answer itself."""
     model: tuple[Path, ...] = (("model",),)
@@ -32,10 +34,48 @@ CHAT = Shape(
 COMPLETIONS = Shape("openai", "completions", written.from_choices)
 RESPONSES = Shape("openai", "responses", written.from_output)
 EMBEDDINGS = Shape("openai", "embeddings", written.nothing)
+RERANK = Shape("openai", "rerank", written.nothing)
 RUNS = Shape("openai", "assistants", written.nothing)
 MESSAGES = Shape("anthropic", "messages", written.from_content)
+GEMINI = Shape(
+    "google", "generate_content", written.from_candidates,
+    usage=(("usageMetadata",), ("usage_metadata",)),
+    model=(("modelVersion",), ("model_version",)),
+    id=(("responseId",), ("response_id",)),
+)  # fmt: skip
+CONVERSE = Shape(
+    "bedrock", "converse", written.from_converse,
+    signs=(("output", "message"),),
+    id=(("ResponseMetadata", "RequestId"),),
+)  # fmt: skip
+TITAN = Shape(
+    "bedrock", "invoke", written.from_titan,
+    signs=(("inputTextTokenCount",),), usage=((),),
+)  # fmt: skip
+LLAMA = Shape(
+    "bedrock", "invoke", written.from_generation,
+    signs=(("generation_token_count",),), usage=((),),
+)  # fmt: skip
+COHERE = Shape(
+    "cohere", "chat", written.from_cohere,
+    usage=(("usage",), ("meta",), ("response", "meta")),
+    id=(("id",), ("response_id",), ("generation_id",)),
+)  # fmt: skip
+OLLAMA = Shape(
+    "ollama", "chat", written.from_ollama,
+    signs=(("done",), ("model",)), usage=((),), id=(),
+)  # fmt: skip
 
-BY_API = {shape.api: shape for shape in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, RUNS, MESSAGES)}
+_SIGNED: tuple[tuple[tuple[Path, ...], Shape], ...] = (
+    ((("usageMetadata",),), GEMINI),
+    ((("usage_metadata", "prompt_token_count"),), GEMINI),
+    ((("candidates",),), GEMINI),
+    *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA)),
+    ((("usage", "billed_units"),), COHERE),
+    ((("usage", "tokens"),), COHERE),
+    ((("meta", "billed_units"),), COHERE),
+    ((("meta", "tokens"),), COHERE),
+)
 
 _BY_OBJECT = {
     "chat.completion": CHAT,
@@ -49,27 +89,40 @@ _BY_OBJECT = {
 
 _BY_TYPE = {"message": MESSAGES}
 
+BY_API = {
+    shape.api: shape
+    for shape in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, RERANK, RUNS, MESSAGES, GEMINI, CONVERSE)
+}
+
 
 def shape_of(answer: Any, api: str | None = None) -> Shape | None:
-    """Whose shape an answer has; None where it is no answer of a model that we know."""
-    if api is not None and api in BY_API:
-        return BY_API[api]
+    """Whose shape an answer has; None where it is no answer of a model that we know.
+
+    Args:
+        answer: A mapping or an SDK's object.
+        api: Decides where the answer itself does not.
+    """
     shape = _BY_OBJECT.get(_str(get(answer, "object"))) or _BY_TYPE.get(_str(get(answer, "type")))
-    if shape is EMBEDDINGS and not _is_embeddings(answer):
-        return None
     if shape is not None:
-        return shape
+        return _list_shape(answer) if shape is EMBEDDINGS else shape
     choices = get(answer, "choices")
     if choices is not None:
         only = items(choices)
         return COMPLETIONS if only and get(only[0], "text") is not None else CHAT
-    return None
+    for signs, shape in _SIGNED:
+        if all(dig(answer, path) is not None for path in signs):
+            return shape
+    return BY_API.get(api) if api is not None else None
 
 
-def _is_embeddings(answer: Any) -> bool:
+def _list_shape(answer: Any) -> Shape | None:
     """A list of models or files is an `object: "list"` too."""
     data = items(get(answer, "data"))
-    return get(answer, "usage") is not None or (bool(data) and get(data[0], "object") == "embedding")
+    if data and get(data[0], "relevance_score") is not None:
+        return RERANK
+    if get(answer, "usage") is not None or (data and get(data[0], "object") == "embedding"):
+        return EMBEDDINGS
+    return None
 
 
 def _str(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ..fields import fields
 from ..usage import Reading, Usage, Written
 from .answers import believed, is_more_than_text
+from .dialects import dialect_of
 from .shapes import Shape
 from .steps import Step, step_of
 
@@ -36,8 +37,8 @@ class StreamTally:
 
     __slots__ = (
         "_api", "_calls", "_chars", "_deltas", "_ended_choices", "_final", "_keep_text", "_more", "_pieces",
-        "_provider", "_reported", "_shape", "_step", "_summed", "ended", "failed", "id", "last_choice",
-        "model", "thoughts", "unreadable",
+        "_provider", "_reported", "_shape", "_step", "_summed", "_thoughts", "ended", "failed", "id",
+        "last_choice", "model", "unreadable",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +58,7 @@ class StreamTally:
         self._ended_choices: set[int] = set()
         self._summed = 0
         self._chars = 0
-        self.thoughts: list[str] = []
+        self._thoughts: list[str] = []
         self.id: str | None = None
         self.model: str | None = None
         self.last_choice = 0
@@ -94,10 +95,7 @@ class StreamTally:
         """About how many tokens came, for progress rows: as many as there were deltas, or one for every
         four characters, if that is more."""
         self._sum_up()
-        rest = [*self._more.values(), *(call[1] for call in self._calls.values()), self.thoughts]
-        pieces = self._pieces + sum(map(len, rest))
-        chars = self._chars + sum(sum(map(len, each)) for each in rest)
-        return max(pieces, chars // CHARACTERS_A_TOKEN)
+        return max(self._pieces, self._chars // CHARACTERS_A_TOKEN)
 
     def _sum_up(self) -> None:
         new = self._deltas[self._summed :]
@@ -144,6 +142,11 @@ class StreamTally:
             self._deltas.append(piece)
         else:
             self._more.setdefault(choice, []).append(piece)
+            self._note_piece(piece)
+
+    def add_thought(self, piece: str) -> None:
+        self._thoughts.append(piece)
+        self._note_piece(piece)
 
     def add_call(self, key: Any, name: str | None, arguments: str | None) -> None:
         names, pieces = self._calls.setdefault(key, ([], []))
@@ -151,6 +154,11 @@ class StreamTally:
             names.append(name)
         if arguments:
             pieces.append(arguments)
+            self._note_piece(arguments)
+
+    def _note_piece(self, piece: str) -> None:
+        self._pieces += 1
+        self._chars += len(piece)
 
     def end_choice(self, choice: int) -> None:
         self._ended_choices.add(choice)
@@ -173,7 +181,7 @@ class StreamTally:
             self._reported.update({k: v for k, v in present.items() if v is not None})
         else:
             self._reported = dict(present)
-        self._final = self._final or (final and bool(present))
+        self._final = self._final or (final and (not present or dialect_of(self._reported) is not None))
 
     def start(self, shape: Shape, step: Step) -> None:
         self._shape = shape
@@ -187,7 +195,7 @@ class StreamTally:
         texts = [self.text] if self._deltas else []
         texts += ["".join(self._more[choice]) for choice in sorted(self._more)]
         calls = tuple(("".join(name), "".join(pieces)) for name, pieces in self._calls.values())
-        return Written(tuple(texts), calls, "".join(self.thoughts))
+        return Written(tuple(texts), calls, "".join(self._thoughts))
 
 
 def _find_step(tally: StreamTally, event: Any) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..sse import SSEDecoder
+from ..sse import SSEDecoder, SSEvent, lines_of
 from ..usage import Reading
 from .answers import read_answer, read_response
 from .shapes import shape_of
@@ -27,6 +27,7 @@ _VALUE = (
     rb'(?:"[^"\\]{0,256}"|[-+.\w]+|\[\]'
     rb'|\{[^{}"\\]{0,256}(?:"[^"\\]{0,64}"[^{}"\\]{0,256}){0,16}\})'
 )
+_DECODER = json.JSONDecoder()
 _HEAD = re.compile(rb'\s*\{\s*(?:"[^"\\]{0,64}"\s*:\s*' + _VALUE + rb"\s*,\s*)*")
 """The plain pairs at the beginning of an object: strings without escapes, numbers, flat objects."""
 
@@ -152,7 +153,7 @@ class _Json:
     def _quick(self, head: bytes, tail: bytes) -> Reading | None:
         """Read both ends only; None where that does not tell everything for sure."""
         answer = ends_of(head, tail)
-        if answer is None or (self._api is None and shape_of(answer) is None):
+        if answer is None or shape_of(answer, self._api) is None or b'"relevance_score"' in head[:1024]:
             return None
         reading = read_answer(answer, provider=self._provider, api=self._api)
         if not reading.usage or reading.model is None:
@@ -178,7 +179,10 @@ def ends_of(head: bytes, tail: bytes) -> dict[str, Any] | None:
     if at <= 0 or (tail is head and at < len(plain)) or tail[at - 1 : at] == b"\\":
         return None
     try:
-        found = json.loads(plain + tail[at:])
+        text = (plain + tail[at:]).decode()
+        found, end = _DECODER.raw_decode(text)
+        if end != len(text) and not text[end:].isspace():
+            return None
     except (ValueError, RecursionError):
         return None
     return found if type(found) is dict else None
@@ -188,8 +192,8 @@ class _Events:
     """A stream of server-sent events, or of JSON lines."""
 
     __slots__ = (
-        "_api", "_carry", "_chunks", "_full", "_keep_text", "_light", "_max", "_next", "_provider", "_raw",
-        "_raw_size", "_seen", "_size", "_unsure", "tokens_so_far",
+        "_api", "_carry", "_chunks", "_full", "_keep_text", "_light", "_max", "_named", "_next", "_provider",
+        "_raw", "_raw_size", "_seen", "_size", "_unsure", "tokens_so_far",
     )  # fmt: skip
 
     def __init__(self, provider: str | None, api: str | None, max_bytes: int, keep_text: bool) -> None:
@@ -207,6 +211,7 @@ class _Events:
         self._full: _Decoded | None = None
         self._light = StreamTally(provider=provider, api=api)
         self._unsure = False
+        self._named = False
         self.tokens_so_far = 0
 
     def feed(self, chunk: bytes) -> None:
@@ -259,6 +264,10 @@ class _Events:
 
     def _search(self, window: bytes) -> None:
         done = 0
+        if not self._named:
+            # The first event names the answer.
+            self._named = True
+            self._peek(window)
         while (at := window.find(b'"usage', done)) >= 0:
             if window.startswith(b'":null', at + 6):
                 done = at + 12
@@ -270,6 +279,14 @@ class _Events:
                 self._light.feed(json.loads(_payload(window[begin:done])))
             except (ValueError, RecursionError):
                 self._unsure = True
+
+    def _peek(self, window: bytes) -> None:
+        begin = window.find(b"data:")
+        line = lines_of(window[max(begin, 0) :][:_WINDOW])[0]
+        try:
+            self._light.feed(json.loads(_payload(line)))
+        except (ValueError, RecursionError):
+            self._named = begin < 0
 
     def _keep(self, raw: bytes) -> None:
         self._seen += len(raw)
@@ -297,15 +314,17 @@ class _Decoded:
 
     def __init__(self, provider: str | None, api: str | None, keep_text: bool) -> None:
         self.cut_short = False
-        self._decoder = SSEDecoder()
+        self._decoder: SSEDecoder | _Lines | None = None
         self._tally = StreamTally(provider=provider, api=api, keep_text=keep_text)
 
     def feed(self, raw: bytes) -> None:
+        if self._decoder is None:
+            self._decoder = _Lines() if raw.lstrip()[:1] == b"{" else SSEDecoder()
         for event in self._decoder.feed(raw):
             self._take(event.data)
 
     def result(self) -> Reading:
-        for event in self._decoder.close():
+        for event in self._decoder.close() if self._decoder is not None else ():
             self._take(event.data)
         return self._tally.result()
 
@@ -317,3 +336,18 @@ class _Decoded:
             self._tally.feed(json.loads(data))
         except (ValueError, RecursionError):
             self._tally.unreadable += 1
+
+
+class _Lines:
+    """JSON lines, in the form of a decoder of events."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+
+    def feed(self, raw: bytes) -> list[SSEvent]:
+        lines = lines_of(self._partial + raw)
+        self._partial = lines.pop()
+        return [SSEvent(line.decode("utf-8", "replace")) for line in lines if line]
+
+    def close(self) -> list[SSEvent]:
+        return self.feed(b"\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..fields import fields, get, items, text
+from ..fields import dig, fields, get, items, text
 from ..usage import Written
 
 
@@ -56,6 +56,60 @@ def from_content(answer: Any) -> Written:
         elif kind == "thinking":
             thoughts.append(text(get(block, "thinking")) or "")
     return Written(("".join(texts),) if texts else (), tuple(calls), "".join(thoughts))
+
+
+def from_candidates(answer: Any) -> Written:
+    """Gemini: `candidates[].content.parts[]`; a part may be a thought."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    thoughts: list[str] = []
+    for candidate in items(get(answer, "candidates")):
+        shown: list[str] = []
+        for part in items(get(get(candidate, "content"), "parts")):
+            (thoughts if get(part, "thought") is True else shown).append(text(get(part, "text")) or "")
+            call = get(part, "functionCall") or get(part, "function_call")
+            if call is not None:
+                calls.append((text(get(call, "name")) or "", compact(get(call, "args"))))
+        texts.append("".join(shown))
+    return Written(tuple(texts), tuple(calls), "".join(thoughts))
+
+
+def from_converse(answer: Any) -> Written:
+    """Bedrock Converse and Nova: `output.message.content[]`."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    for block in items(dig(answer, ("output", "message", "content"))):
+        texts.append(text(get(block, "text")) or "")
+        if (use := get(block, "toolUse")) is not None:
+            calls.append((text(get(use, "name")) or "", compact(get(use, "input"))))
+    return Written(("".join(texts),) if texts else (), tuple(calls))
+
+
+def from_titan(answer: Any) -> Written:
+    """Titan: `results[].outputText`."""
+    return Written(tuple(content_text(get(r, "outputText")) for r in items(get(answer, "results"))))
+
+
+def from_generation(answer: Any) -> Written:
+    """Llama on Bedrock: `generation`."""
+    return Written((content_text(get(answer, "generation")),))
+
+
+def from_cohere(answer: Any) -> Written:
+    """Cohere: `message.content[]` (v2), `text` (v1) or `generations[]`."""
+    generations = items(get(answer, "generations"))
+    if generations:
+        return Written(tuple(content_text(get(each, "text")) for each in generations))
+    message = get(answer, "message")
+    shown = content_text(get(answer, "text")) or content_text(get(message, "content"))
+    return Written((shown,) if shown else (), tuple(function_calls(message)))
+
+
+def from_ollama(answer: Any) -> Written:
+    """Ollama's own API: `message.content` or `response`."""
+    message = get(answer, "message")
+    shown = content_text(get(answer, "response")) or content_text(get(message, "content"))
+    return Written((shown,), tuple(function_calls(message)), text(get(message, "thinking")) or "")
 
 
 def nothing(answer: Any) -> Written:

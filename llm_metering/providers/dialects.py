@@ -1,0 +1,185 @@
+"""How each family of providers spells its usage. A new provider is a new table, or a few names in one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..fields import fields
+from .numbers import ByModality, Dialect, Names, Number, Summed
+
+
+def dialect_of(reported: Any) -> Dialect | None:
+    """The dialect that a usage object's own names show."""
+    present = fields(reported)
+    for dialect in DIALECTS:
+        for key in dialect.keys:
+            if key in present:
+                return dialect
+    return None
+
+
+_INPUT = Number("input", "input")
+_OUTPUT = Number("output", "output")
+_INPUT_NEEDED = Number("input", "input", needed=True)
+_OUTPUT_NEEDED = Number("output", "output", needed=True)
+
+# Parts of an input or output that includes them.
+_FROM_INPUT, _FROM_OUTPUT = (("input", -1),), (("output", -1),)
+_CACHED = Number("cached", "cached_input", _FROM_INPUT)
+_WRITTEN = Number("written", "cached_write", _FROM_INPUT)
+_REASONING = Number("reasoning", "reasoning", _FROM_OUTPUT)
+_INPUT_AUDIO = Number("input_audio", "input_audio", _FROM_INPUT)
+_INPUT_IMAGE = Number("input_image", "input_image", _FROM_INPUT)
+_OUTPUT_AUDIO = Number("output_audio", "output_audio", _FROM_OUTPUT)
+_OUTPUT_IMAGE = Number("output_image", "output_image", _FROM_OUTPUT)
+# Parts of the cached and of the audio tokens at once: both took it from the input, which gets it back.
+_CACHED_AUDIO = Number(
+    "cached_audio", "cached_input_audio", (("cached_input", -1), ("input_audio", -1), ("input", 1))
+)
+_CACHED_IMAGE = Number(
+    "cached_image", "cached_input_image", (("cached_input", -1), ("input_image", -1), ("input", 1))
+)
+
+# Beside an input or output that excludes them.
+_CACHED_BESIDE = Number("cached", "cached_input")
+_WRITTEN_BESIDE = Number("written", "cached_write")
+_REASONING_BESIDE = Number("reasoning", "reasoning")
+_TOOL_INPUT = Number("tool_input", "input")
+
+_OPENAI_INPUT_DETAILS: Names = {
+    "cached_tokens": _CACHED,
+    "cache_write_tokens": _WRITTEN,
+    "audio_tokens": _INPUT_AUDIO,
+    "image_tokens": _INPUT_IMAGE,
+    "cached_tokens_details": {"audio_tokens": _CACHED_AUDIO, "image_tokens": _CACHED_IMAGE},
+    "cache_read": _CACHED,  # LangChain
+    "cache_creation": _WRITTEN,
+    "audio": _INPUT_AUDIO,
+}
+_OPENAI_OUTPUT_DETAILS: Names = {
+    "reasoning_tokens": _REASONING,
+    "audio_tokens": _OUTPUT_AUDIO,
+    "image_tokens": _OUTPUT_IMAGE,
+    "reasoning": _REASONING,  # LangChain
+    "audio": _OUTPUT_AUDIO,
+}
+
+OPENAI = Dialect(
+    keys=("prompt_tokens", "completion_tokens"),
+    names={
+        "prompt_tokens": _INPUT_NEEDED,
+        "completion_tokens": _OUTPUT_NEEDED,
+        "prompt_tokens_details": _OPENAI_INPUT_DETAILS,
+        "prompt_token_details": _OPENAI_INPUT_DETAILS,  # Assistants, Writer
+        "completion_tokens_details": _OPENAI_OUTPUT_DETAILS,
+        "completion_token_details": _OPENAI_OUTPUT_DETAILS,  # Writer
+        "prompt_cache_hit_tokens": _CACHED,  # DeepSeek
+        "cached_tokens": _CACHED,  # Moonshot
+        "cache_read_input_tokens": _CACHED,  # LiteLLM adds Anthropic's to prompt_tokens
+        "cache_creation_input_tokens": _WRITTEN,
+        "reasoning_tokens": _REASONING,  # Perplexity
+    },
+    total="total_tokens",
+)  # fmt: skip
+
+ANTHROPIC_OR_RESPONSES = Dialect(
+    keys=("input_tokens", "output_tokens", "cache_read_input_tokens"),
+    names={
+        "input_tokens": _INPUT_NEEDED,
+        "output_tokens": _OUTPUT_NEEDED,
+        # OpenAI's Responses, images, transcriptions and Realtime: parts of the input.
+        "input_tokens_details": _OPENAI_INPUT_DETAILS,
+        "input_token_details": _OPENAI_INPUT_DETAILS,
+        "output_tokens_details": {**_OPENAI_OUTPUT_DETAILS, "thinking_tokens": _REASONING},
+        "output_token_details": _OPENAI_OUTPUT_DETAILS,
+        # Anthropic's Messages: beside the input.
+        "cache_read_input_tokens": _CACHED_BESIDE,
+        "cache_creation_input_tokens": _WRITTEN_BESIDE,
+    },
+    total="total_tokens",
+)
+
+_INPUT_BY_KIND = ByModality({"audio": _INPUT_AUDIO, "image": _INPUT_IMAGE})
+_CACHED_BY_KIND = ByModality({"audio": _CACHED_AUDIO, "image": _CACHED_IMAGE})
+_OUTPUT_BY_KIND = ByModality({"audio": _OUTPUT_AUDIO, "image": _OUTPUT_IMAGE})
+_GEMINI_NAMES: dict[str, Number | ByModality] = {
+    "promptTokenCount": _INPUT,
+    "candidatesTokenCount": _OUTPUT,
+    "responseTokenCount": _OUTPUT,  # Live
+    "thoughtsTokenCount": _REASONING_BESIDE,
+    "cachedContentTokenCount": _CACHED,
+    "toolUsePromptTokenCount": _TOOL_INPUT,
+    "promptTokensDetails": _INPUT_BY_KIND,
+    "toolUsePromptTokensDetails": _INPUT_BY_KIND,
+    "cacheTokensDetails": _CACHED_BY_KIND,
+    "candidatesTokensDetails": _OUTPUT_BY_KIND,
+    "responseTokensDetails": _OUTPUT_BY_KIND,
+}
+
+GEMINI = Dialect(
+    keys=("promptTokenCount", "prompt_token_count", "totalTokenCount", "total_token_count"),
+    names={
+        **_GEMINI_NAMES,
+        # The SDKs' spelling.
+        **{re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): n for name, n in _GEMINI_NAMES.items()},
+        "generation_token_count": _OUTPUT,  # Llama on Bedrock shares prompt_token_count
+    },
+)
+
+CONVERSE = Dialect(
+    keys=("inputTokens", "outputTokens"),
+    names={
+        "inputTokens": _INPUT,
+        "outputTokens": _OUTPUT,
+        "cacheReadInputTokens": _CACHED_BESIDE,
+        "cacheReadInputTokenCount": _CACHED_BESIDE,
+        "cacheWriteInputTokens": _WRITTEN_BESIDE,
+        "cacheWriteInputTokenCount": _WRITTEN_BESIDE,
+    },
+)
+
+INVOCATION = Dialect(
+    keys=("inputTokenCount", "outputTokenCount"),
+    names={
+        "inputTokenCount": _INPUT,
+        "outputTokenCount": _OUTPUT,
+        "cacheReadInputTokenCount": _CACHED_BESIDE,
+        "cacheWriteInputTokenCount": _WRITTEN_BESIDE,
+    },
+)
+"""`amazon-bedrock-invocationMetrics`, in the last event of any stream that Bedrock invokes."""
+
+TITAN = Dialect(
+    keys=("inputTextTokenCount",),
+    names={
+        "inputTextTokenCount": _INPUT,
+        "results": Summed("tokenCount", _OUTPUT),
+        "totalOutputTextTokenCount": _OUTPUT,
+    },
+)
+
+COHERE = Dialect(
+    keys=("tokens", "billed_units"),
+    names={
+        "tokens": {"input_tokens": _INPUT, "output_tokens": _OUTPUT},
+        # What is billed leaves out Cohere's own preamble; embeddings say nothing else.
+        "billed_units": {
+            "input_tokens": Number("input", "input", weak=True),
+            "output_tokens": Number("output", "output", weak=True),
+        },
+        "cached_tokens": _CACHED,
+    },
+)
+
+OLLAMA = Dialect(
+    keys=("prompt_eval_count", "eval_count"),
+    names={"prompt_eval_count": _INPUT, "eval_count": _OUTPUT},
+)
+
+TOTAL_ONLY = Dialect(keys=("total_tokens",), names={"total_tokens": _INPUT})
+"""Embeddings and rerankers that report nothing but their sum (Voyage, Jina)."""
+
+DIALECTS = (
+    OPENAI, ANTHROPIC_OR_RESPONSES, GEMINI, CONVERSE, INVOCATION, TITAN, COHERE, OLLAMA, TOTAL_ONLY,
+)  # fmt: skip
