@@ -69,7 +69,7 @@ def _words(luck: random.Random, count: int) -> str:
 class Load:
     """Sends calls from several threads, and can tell at any moment what is in flight."""
 
-    def __init__(self, port: int, todo: Sequence[Call]) -> None:
+    def __init__(self, port: int, todo: Sequence[Call], *, callers: int = CALLERS) -> None:
         self.total = len(todo)
         self.fates: list[Fate] = []
         self._port = port
@@ -79,7 +79,7 @@ class Load:
         self._in_flight: dict[int, _Seen] = {}
         self._failure: BaseException | None = None
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(CALLERS)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(callers)]
 
     def start(self) -> None:
         for thread in self._threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ from ..errors import MeteringError
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 8.0
 
+_PORTS = range(20_000, 32_000)
+"""Below what Linux, macOS and Windows use for outgoing connections."""
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -116,10 +119,11 @@ class Stage:
         self._open(server)
         return server
 
-    def relaunch(self, server: Server) -> None:
-        """Start a server again that has ended, and wait for it."""
+    def relaunch(self, server: Server, *, wait: bool = True) -> None:
+        """Start a server again that has ended."""
         self._open(server)
-        self.wait_for(server)
+        if wait:
+            self.wait_for(server)
 
     def wait_for(self, server: Server) -> None:
         """Wait until a server answers.
@@ -180,11 +184,16 @@ class Stage:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody listens on, and that no outgoing connection is given.
+
+    Where the system may give a port to outgoing connections, a caller who tries to reach a server that is
+    down can be connected to itself, and takes the server's port away.
+    """
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerFailed("no free port was found on 127.0.0.1")
 
 
 def _answers(port: int, path: str) -> bool:
