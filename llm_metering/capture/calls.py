@@ -108,6 +108,9 @@ class Call:
             answer = self._parsed if self._parsed is not None else _answer_in(exc)
             if answer is not None and _kind_of(answer.__class__) == "whole":
                 self._whole(answer)
+            elif isinstance(exc, (ValueError, RecursionError)):
+                # An answer came, and the SDK could not decode it.
+                self._meter.recorder.telemetry.count("client.unread")
         except Exception as error:
             self._meter.recorder.telemetry.failure("capture.client", error)
         return False

@@ -170,6 +170,9 @@ class ProviderStub:
             self.gates.append(reply.gate)
         return reply
 
+    def raw(self, body: bytes, **options: Any) -> Reply:
+        return self.add(Reply(body, **options))
+
     def json(self, body: Any, status: int = 200, **headers: str) -> Reply:
         return self.add(Reply(json.dumps(body).encode(), status, headers=headers))
 
