@@ -13,11 +13,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from .cli.app import run
     except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] not in _EXTRA:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
         from .errors import MissingExtra
 
-        print(f"llm-metering: {MissingExtra(exc.name or 'typer', 'cli')}", file=sys.stderr)
+        print(f"llm-metering: {MissingExtra(missing, 'cli')}", file=sys.stderr)
         return 2
     return run(argv)
 

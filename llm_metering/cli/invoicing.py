@@ -10,7 +10,7 @@ from ..billing import InvoicePreview, preview_invoice, send_test_event
 from ..billing.guides import EVENT_NAME
 from ..billing.money import show
 from ..errors import ConfigurationError
-from .options import ApiBase, ApiKey, Json, Live, Sandbox, stripe_at
+from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen, moment, number, row, table
 
 
@@ -40,7 +40,8 @@ def send(
     """Send one meter event, as the guides do to try a set-up out."""
     dimensions = dict(map(_pair, dimension or []))
     screen = Screen(as_json=as_json)
-    with stripe_at(api_key, api_base, sandbox, live) as client:
+    target = Target(api_key, api_base, sandbox, live)
+    with target.client() as client:
         sent = send_test_event(
             client,
             customer,
@@ -58,7 +59,8 @@ def send(
         screen.say(
             f"{number(event.value)} sent to meter {event.event_name} for {customer} as {event.identifier}."
         )
-    screen.say(f"Next: llm-metering preview --customer {customer} (Stripe may take a minute to add it up)")
+    screen.say("Stripe may take a minute to add it up.")
+    screen.say(f"Next: llm-metering preview --customer {customer}{target.flags}")
 
 
 def preview(
@@ -78,7 +80,7 @@ def preview(
     if (subscription is None) == (customer is None):
         raise ConfigurationError("say whose invoice: --subscription sub_… or --customer cus_…")
     screen = Screen(as_json=as_json)
-    with stripe_at(api_key, api_base, sandbox, live) as client:
+    with Target(api_key, api_base, sandbox, live).client() as client:
         invoice = preview_invoice(client, subscription=subscription, customer=customer)
     document = {name: getattr(invoice, name) for name in (*invoice.__slots__, "by_price")}
     screen.document(document)

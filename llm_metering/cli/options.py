@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,39 +70,51 @@ def with_sandbox_url(args: Sequence[str]) -> list[str]:
     return full
 
 
-@contextmanager
-def stripe_at(
-    api_key: str | None, api_base: str | None, sandbox: str | None, live: bool
-) -> Iterator[StripeClient]:
-    """The client that the options and the environment name.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The Stripe account that the options and the environment name."""
 
-    A sandbox that does not answer is reported with how to start it.
-    """
-    key, base = _where(api_key, api_base, sandbox)
-    client = connect(key, api_base=base, live=live)
-    import stripe
+    api_key: str | None
+    api_base: str | None
+    sandbox: str | None
+    live: bool
 
-    stripe.enable_telemetry = False  # it writes into the user's home, and tells Stripe how long we took
-    try:
-        yield client
-    except BillingError as exc:
-        if isinstance(exc.__cause__, stripe.APIConnectionError) and is_loopback(base):
-            port = base.rstrip("/").rpartition(":")[2]
-            raise BillingError(
-                f"no sandbox answers at {base}; start it in another terminal with: "
-                f"llm-metering sandbox --port {port}"
-            ) from exc
-        raise
+    @contextmanager
+    def client(self) -> Iterator[StripeClient]:
+        """A client of it. A sandbox that does not answer is reported with how to start it."""
+        key, base = self._where()
+        client = connect(key, api_base=base, live=self.live)
+        import stripe
+
+        stripe.enable_telemetry = False  # it writes into the user's home and times their calls
+        try:
+            yield client
+        except BillingError as exc:
+            if isinstance(exc.__cause__, stripe.APIConnectionError) and is_loopback(base):
+                raise BillingError(_no_sandbox(base)) from exc
+            raise
+
+    @property
+    def flags(self) -> str:
+        """What the next command has to say to mean the same account; never a key."""
+        said = [] if self.api_base is None else [f"--api-base {self.api_base}"]
+        if self.sandbox is not None:
+            said.append("--sandbox" if self.sandbox == SANDBOX_URL else f"--sandbox {self.sandbox}")
+        return "".join(f" {option}" for option in [*said, *(["--live"] if self.live else [])])
+
+    def _where(self) -> tuple[str | None, str]:
+        if self.sandbox is not None:
+            if self.api_base is not None:
+                raise ConfigurationError("--sandbox and --api-base exclude each other; give one URL")
+            return self.api_key or SANDBOX_KEY, self.sandbox
+        given: dict[str, Any] = {"stripe_api_key": self.api_key, "stripe_api_base": self.api_base}
+        settings = Settings.from_env(**{name: value for name, value in given.items() if value is not None})
+        base = settings.stripe_api_base
+        # A sandbox takes any test key, so none need be set to use one.
+        return settings.stripe_api_key or (SANDBOX_KEY if is_loopback(base) else None), base
 
 
-def _where(api_key: str | None, api_base: str | None, sandbox: str | None) -> tuple[str | None, str]:
-    if sandbox is not None:
-        if api_base is not None:
-            raise ConfigurationError("--sandbox and --api-base exclude each other; give one URL")
-        return api_key or SANDBOX_KEY, sandbox
-    given: dict[str, Any] = {"stripe_api_key": api_key, "stripe_api_base": api_base}
-    settings = Settings.from_env(**{name: value for name, value in given.items() if value is not None})
-    key = settings.stripe_api_key
-    if key is None and is_loopback(settings.stripe_api_base):
-        key = SANDBOX_KEY
-    return key, settings.stripe_api_base
+def _no_sandbox(base: str) -> str:
+    port = base.rstrip("/").rpartition(":")[2]
+    how = f"llm-metering sandbox --port {port}" if port.isdigit() else "llm-metering sandbox"
+    return f"no sandbox answers at {base}; start it in another terminal with: {how}"

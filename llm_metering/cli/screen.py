@@ -36,7 +36,7 @@ class Screen:
     def say(self, text: str = "", style: str = "") -> None:
         """A sentence for people."""
         if not self.as_json:
-            self._out.print(Text(text, style=style))
+            self._out.print(Text(text, style=style), soft_wrap=not self._out.is_terminal)
 
     def table(self, table: Table) -> None:
         if not self.as_json:

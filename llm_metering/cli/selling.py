@@ -23,12 +23,11 @@ from ..billing.guides import FLAT_FEE, PAY_AS_YOU_GO
 from ..billing.planning import SIGNS
 from ..billing.subscriptions import BillingMode, Collection
 from ..errors import BillingError, ConfigurationError
-from .options import ApiBase, ApiKey, Json, Live, Sandbox, stripe_at
+from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen, row, table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from stripe import StripeClient
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")]
 Replace = Annotated[
@@ -96,8 +95,8 @@ def pay_as_you_go(
             aggregation=aggregation,
         )
     )
-    with stripe_at(api_key, api_base, sandbox, live) as client:
-        _set_up(catalog, client, PAY_AS_YOU_GO, dry_run=dry_run, replace=replace, as_json=as_json)
+    target = Target(api_key, api_base, sandbox, live)
+    _set_up(catalog, target, PAY_AS_YOU_GO, dry_run=dry_run, replace=replace, as_json=as_json)
 
 
 def flat_fee(
@@ -153,8 +152,8 @@ def flat_fee(
             aggregation=aggregation,
         )
     )
-    with stripe_at(api_key, api_base, sandbox, live) as client:
-        _set_up(catalog, client, FLAT_FEE, dry_run=dry_run, replace=replace, as_json=as_json)
+    target = Target(api_key, api_base, sandbox, live)
+    _set_up(catalog, target, FLAT_FEE, dry_run=dry_run, replace=replace, as_json=as_json)
 
 
 def subscribe_command(
@@ -194,7 +193,8 @@ def subscribe_command(
     catalog = _guide(offer, currency, interval, event_name, license_billed)
     quantities = _seats(catalog, seats)
     screen = Screen(as_json=as_json)
-    with stripe_at(api_key, api_base, sandbox, live) as client:
+    target = Target(api_key, api_base, sandbox, live)
+    with target.client() as client:
         if customer is None:
             check_prices(client, catalog, exact=False)
             customer = create_customer(client, str(new_customer))
@@ -210,6 +210,7 @@ def subscribe_command(
         )
     screen.document({"subscription": made})
     _show_subscription(screen, made)
+    screen.say(f"Next: llm-metering test-event --customer {made.customer} --value 3000{target.flags}")
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -242,21 +243,22 @@ def _seats(catalog: Catalog, seats: int | None) -> dict[str, int]:
 
 
 def _set_up(
-    catalog: Catalog, client: StripeClient, name: str, *, dry_run: bool, replace: bool, as_json: bool
+    catalog: Catalog, target: Target, name: str, *, dry_run: bool, replace: bool, as_json: bool
 ) -> None:
     screen = Screen(as_json=as_json)
-    plan = make_plan(catalog, client)
-    show_plan(screen, plan)
-    if dry_run:
-        screen.document({"dry_run": True, "plan": plan.as_dict(), "applied": None})
-        screen.say(f"Nothing was changed: {plan.summary}.")
-        return
-    _refuse_unasked(plan, replace)
-    with screen.progress("Setting up", sum(c.action != "unchanged" for c in plan.changes)) as bar:
-        applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
+    with target.client() as client:
+        plan = make_plan(catalog, client)
+        show_plan(screen, plan)
+        if dry_run:
+            screen.document({"dry_run": True, "plan": plan.as_dict(), "applied": None})
+            screen.say(f"Nothing was changed: {plan.summary}.")
+            return
+        _refuse_unasked(plan, replace)
+        with screen.progress("Setting up", sum(c.action != "unchanged" for c in plan.changes)) as bar:
+            applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
     screen.document({"dry_run": False, "plan": plan.as_dict(), "applied": applied.as_dict()})
     _show_applied(screen, applied)
-    screen.say(f"Next: llm-metering subscribe {name} --new-customer 'John Doe'")
+    screen.say(f"Next: llm-metering subscribe {name} --new-customer 'John Doe'{target.flags}")
 
 
 def _advance(bar: Progress | None) -> None:
@@ -308,4 +310,3 @@ def _show_subscription(screen: Screen, made: Subscription) -> None:
         screen.say(
             "Invoices are sent, not charged; --collection charge_automatically needs a payment method."
         )
-    screen.say(f"Next: llm-metering test-event --customer {made.customer} --value 3000")

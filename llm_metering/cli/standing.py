@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ConfigurationError
-from ..ledger.view import LedgerView
+from ..errors import ConfigurationError, LedgerError
+from ..ledger import LedgerView
 from ..protocols import Balance, LedgerStatus, UsageSum
 from ..settings import Settings
 from .options import Json
@@ -91,6 +92,10 @@ def _open(ledger: str | None) -> tuple[str, LedgerView]:
     folder = ledger or Settings.from_env().ledger
     if folder.startswith("memory:"):
         raise ConfigurationError("a ledger in memory cannot be looked into from outside; name a folder")
+    if not Path(folder).is_dir():
+        raise LedgerError(
+            f"there is no ledger at {folder}; a service makes it at its start. Say where with --ledger"
+        )
     return folder, LedgerView(folder)
 
 
