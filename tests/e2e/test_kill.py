@@ -32,7 +32,7 @@ CALLS_A_ROUND = 30
 CALLERS = 6
 
 
-def start_service(stage: Stage, provider: str, stripe: str, customers: list[str]) -> Server:
+def start_service(stage: Stage, provider: str, stripe: str, customers: list[str], **more: str) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLE), "app:app", "--port", str(port)]
     env = {
@@ -44,8 +44,8 @@ def start_service(stage: Stage, provider: str, stripe: str, customers: list[str]
         "LLM_METERING_LEDGER": str(stage.folder / "ledger"),
         "LLM_METERING_BUCKET_S": "1",
         "LLM_METERING_FLUSH_EVERY_S": "0.2",
-        "LLM_METERING_DURABILITY": os.environ.get("LLM_METERING_TEST_DURABILITY", "commit"),
         "CHAT_API_KEYS": ",".join(f"{key}={name}" for key, name in zip(KEYS, customers, strict=True)),
+        **more,
     }
     command += ["--log-level", "warning", "--no-access-log"]
     server = stage.launch("service", command, env=env, port=port, ready_path="/health")
@@ -113,13 +113,45 @@ def play_round(number: int, stage: Stage, service: Server, luck: random.Random) 
     return load.fates, kills
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(420)
-def test_after_each_of_fifty_kills_the_books_equal_what_was_answered(serve, sandbox, capsys):
-    luck = random.Random(SEED)
+@pytest.fixture
+def customers(sandbox) -> list[str]:
     client = sandbox.client()
     billing.apply(billing.PayAsYouGo(), client)
-    customers = [billing.create_customer(client, key) for key in KEYS]
+    return [billing.create_customer(client, key) for key in KEYS]
+
+
+POINTS = (
+    "before_commit:9", "after_commit:9", "in_freeze:2", "after_freeze:2", "after_claim:2", "after_response:3",
+    "before_finish:3", "after_finish:3",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_death_at_each_step_from_answer_to_stripe_loses_nothing_and_doubles_nothing(
+    point, serve, sandbox, customers
+):
+    provider = create_app(seed=1, delay_s=0.004)
+    with Stage() as stage:
+        service = start_service(stage, serve(provider), sandbox.url, customers, LLM_METERING_FAILPOINT=point)
+        books = Books(provider.state.provider, sandbox, stage.folder / "ledger")
+        load = Load(service.port, calls(seed=2, count=60, keys=KEYS), callers=CALLERS)
+        load.start()
+        assert load.wait_until(lambda: not service.is_running, timeout_s=20), f"never came to {point}"
+        service.env = {**service.env, "LLM_METERING_FAILPOINT": ""}
+        stage.relaunch(service)
+        assert load.wait_until(lambda: load.is_done, timeout_s=30)
+        wait_for_delivery(books.ledger)
+        books.fates += load.fates
+        found = books.compare()
+        assert found.is_right, found.problems
+        assert found.answered > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_after_each_of_fifty_kills_the_books_equal_what_was_answered(serve, sandbox, customers, capsys):
+    luck = random.Random(SEED)
     provider = create_app(seed=SEED, delay_s=0.004)
     seen: Counter[str] = Counter()
     began = time.monotonic()
