@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from types import MappingProxyType
 
 from ..errors import LedgerError
 from ..usage import MeterEvent
-from .lines import LineKey, Value, add, clean, decimal, plain
+from .lines import LineKey, Value, add, clean, plain
 
 HOUR_S = 3600
 MAX_IDENTIFIER = 100
@@ -63,12 +64,13 @@ def meter_event(draft: Draft, identifier: str, *, now: float) -> MeterEvent:
     key = draft.key
     # Customer and value stand last, so that no dimension of the same name can take their place.
     payload = {clean(name): clean(value) for name, value in key.dimensions}
-    payload.update({key.customer_key: draft.customer, key.value_key: plain(draft.value)})
+    value = plain(draft.value)
+    payload.update({key.customer_key: draft.customer, key.value_key: value})
     return MeterEvent(
         identifier=identifier,
         event_name=key.event_name,
         customer=draft.customer,
-        value=decimal(draft.value),
+        value=Decimal(value),
         # Never ahead of the clock: Stripe refuses what lies in the future.
         timestamp=min(int(draft.last_used_at // 1), int(now // 1)),
         payload=MappingProxyType(payload),

@@ -154,8 +154,10 @@ class Lanes:
         if fd is None:
             return False
         db: sqlite3.Connection | None = None
+        path = files.lane_path(self.folder, name)
+        size = 0
         try:
-            path = files.lane_path(self.folder, name)
+            size = path.stat().st_size  # opening an empty file makes it grow
             db = files.open_lane(path, self._connect)
             if problem := _foreign(db):
                 self._leave_alone(name, *problem)
@@ -171,7 +173,7 @@ class Lanes:
                 raise
             _close(db)
             db = None
-            self._set_apart(name, exc, now)
+            self._set_apart(name, size, exc, now)
         except BaseException:
             _drop(db, fd)
             raise
@@ -208,8 +210,7 @@ class Lanes:
         self._left_alone.add(name)
         self.alarm(alarm, f"lane {name} is left alone: {problem}", lane=name)
 
-    def _set_apart(self, name: str, exc: sqlite3.Error, now: float) -> None:
-        size = files.lane_path(self.folder, name).stat().st_size
+    def _set_apart(self, name: str, size: int, exc: sqlite3.Error, now: float) -> None:
         target = files.set_apart(self.folder, name, now=now)
         self.alarm(
             "ledger.damaged",

@@ -538,7 +538,7 @@ def test_an_outage_of_five_days_loses_nothing_and_leaves_no_doubt(ledger):
     while now < DONE + 5 * DAY:
         deliver(ledger, now=now, outcome=Outcome("not_sent"))
         ledger.maintain(now=now)
-        now += 20 * 60
+        now += 2 * HOUR
     deliver(ledger, now=now)
     assert totals(ledger) == {"recorded": 50, "pending": 0, "accepted": 50, "in_doubt": 0, "dead": 0}
     assert {row.event.timestamp for row in ledger.events()} == {int(T0)}
