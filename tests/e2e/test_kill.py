@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -146,6 +147,33 @@ def test_a_death_at_each_step_from_answer_to_stripe_loses_nothing_and_doubles_no
         found = books.compare()
         assert found.is_right, found.problems
         assert found.answered > 20
+
+
+@pytest.mark.slow
+def test_no_answer_ends_before_its_usage_is_on_disk(serve, sandbox, customers):
+    provider = create_app(seed=1)
+    with Stage() as stage:
+        service = start_service(stage, serve(provider), sandbox.url, customers)
+        books = Books(provider.state.provider, sandbox, stage.folder / "ledger")
+        # A disk that takes no writes: somebody else holds the lane's lock.
+        (lane,) = books.ledger.glob("lane-*.db")
+        disk = sqlite3.connect(lane, isolation_level=None)
+        disk.execute("BEGIN IMMEDIATE")
+        load = Load(service.port, calls(seed=3, count=20, keys=KEYS), callers=CALLERS)
+        load.start()
+        assert not load.wait_until(lambda: bool(load.fates), timeout_s=1.5), "answered before the commit"
+        assert len(books.provider.answers) == CALLERS, "the provider was not even asked"
+        service.kill()
+        disk.close()
+        stage.relaunch(service)
+        assert load.wait_until(lambda: load.is_done, timeout_s=30)
+        wait_for_delivery(books.ledger)
+        books.fates += load.fates
+        found = books.compare()
+    assert found.is_right, found.problems
+    assert found.answered + found.cut == 20
+    assert found.answered > 0
+    assert found.cut >= CALLERS  # and those that the dying service's port still took
 
 
 @pytest.mark.slow
