@@ -13,7 +13,17 @@ from typing import Any
 
 import anyio
 
-from . import catalog, control, customers, invoices, meter_events, meters, subscriptions
+from . import (
+    control,
+    customers,
+    event_stream,
+    invoices,
+    meter_events,
+    meters,
+    prices,
+    products,
+    subscriptions,
+)
 from .books import Books, read_books
 from .door import Door
 from .errors import Refusal, clash, rate_limited, server_fault
@@ -33,8 +43,10 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES = 4 * 1024 * 1024
 ROUTES: tuple[Route, ...] = (
     *meter_events.ROUTES,
+    *event_stream.ROUTES,
     *meters.ROUTES,
-    *catalog.ROUTES,
+    *products.ROUTES,
+    *prices.ROUTES,
     *customers.ROUTES,
     *subscriptions.ROUTES,
     *invoices.ROUTES,

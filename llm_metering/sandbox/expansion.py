@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .catalog import shown_price
 from .invoices import shown_invoice
 from .lists import expand, listed, not_expandable, public
+from .prices import shown_price
 from .store import Doc
 from .subscriptions import shown_subscription
 from .world import Call

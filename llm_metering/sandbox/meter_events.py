@@ -8,6 +8,7 @@ from .store import Doc
 from .usage import (
     FUTURE_S,
     PAST_S,
+    V2_CODES,
     NewEvent,
     count_waiting,
     customer_in,
@@ -129,14 +130,9 @@ def _refuse_at_once(call: Call, meter: Doc, payload: dict[str, str]) -> None:
     if problem is None and (doc is None or doc.get("deleted")):
         problem = customer_missing(customer)
     if problem is not None:
-        raise invalid(problem.message, "payload", _V2_CODES.get(problem.code, problem.code))
+        raise invalid(problem.message, "payload", V2_CODES.get(problem.code, problem.code))
 
 
-_V2_CODES = {
-    "meter_event_no_customer_defined": "payload_no_customer_defined",
-    "meter_event_value_not_found": "payload_no_value_defined",
-    "meter_event_invalid_value": "payload_invalid_value",
-}
 _NAME = Required(text(100))
 _CREATE: Table = {
     "event_name": _NAME,

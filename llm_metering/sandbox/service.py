@@ -6,6 +6,7 @@ wholly or not at all. What an idempotency key remembers is committed with what t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Collection, Iterable
 
@@ -13,13 +14,14 @@ from .errors import Refusal, bad_key, invalid, server_fault, unknown_url
 from .expansion import expand_answer
 from .forms import decode_form, read_params
 from .store import Account
-from .wire import Answer, Request, api_key, json_body
-from .world import API_VERSION, Call, Route, World, account_id
+from .wire import Answer, Request, api_key, bearer, json_body
+from .world import API_VERSION, SESSION, Call, Route, World, account_id
 
 logger = logging.getLogger("llm_metering.sandbox")
 
 V1_KEY_LIFE_S = 86_400
 V2_KEY_LIFE_S = 30 * 86_400
+KEPT_BODY_BYTES = 4096
 
 
 class Service:
@@ -45,8 +47,8 @@ class Service:
         """
         with self.world.store.lock:
             try:
-                account = self.account(request)
                 route, args = self._route(request)
+                account = self._session_account(request) if route.by_session else self.account(request)
                 answer = self._remembered(request, account) or self._carry_out(
                     request, account, route, args, instead
                 )
@@ -81,6 +83,23 @@ class Service:
             known = self.world.store.account(other or account_id(key), key.split("_")[1] == "live")
             self._accounts[(key, other)] = known
         return known
+
+    def _session_account(self, request: Request) -> Account:
+        """The account of a meter event session, by the token that stands for a key."""
+        token = bearer(request)
+        parts = token.split("_")
+        number = parts[1] if len(parts) == 3 and parts[0] == "mestk" else ""
+        account = next((one for one in self.world.store.accounts() if str(one.n) == number), None)
+        session = None if account is None else self.world.store.by_alias(account, SESSION, token)
+        if account is None or session is None or session["_expires_at"] <= self.world.now():
+            raise Refusal(
+                401,
+                "The billing meter event session has expired, or there was none. Create a new one.",
+                type="temporary_session_expired",
+                code="billing_meter_event_session_expired",
+                doc_url="https://docs.stripe.com/error-codes#billing-meter-event-session-expired",
+            )
+        return account
 
     def forget_accounts(self) -> None:
         self._accounts.clear()
@@ -134,7 +153,7 @@ class Service:
                 f"for ('{path.partition(' ')[2]}' vs '{request.path}').",
                 key,
             )
-        if form != request.body and _tree(request, form) != _tree(request, request.body):
+        if form != _form(request) and _tree(request, form) != _tree(request, request.body):
             raise _idempotency_error(
                 "Keys for idempotent requests can only be used with the same parameters they were first used "
                 "with.",
@@ -155,7 +174,7 @@ class Service:
                 account.n,
                 key,
                 f"{request.method} {request.path}",
-                request.body,
+                _form(request),
                 answer.status,
                 answer.body,
                 request_id,
@@ -182,7 +201,17 @@ def _idempotency_error(message: str, key: str) -> Refusal:
     )
 
 
+def _form(request: Request) -> bytes:
+    """What is kept of a body: itself, or a digest of a long one."""
+    if len(request.body) <= KEPT_BODY_BYTES:
+        return request.body
+    return b"sha256:" + hashlib.sha256(request.body).digest()
+
+
 def _tree(request: Request, body: bytes) -> object:
+    """A body without the order of its parameters."""
+    if body.startswith(b"sha256:"):
+        return body
     return Request(request.method, request.path, "", {}, body).params() if body else decode_form("")
 
 

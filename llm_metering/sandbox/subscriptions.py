@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .billing import MAX_LINES, Item, first_lines
-from .catalog import shown_price
 from .customers import NO_PAYMENT_METHOD, declines, payment_method
 from .errors import Refusal, invalid, missing_parameter
 from .forms import (
@@ -27,6 +26,7 @@ from .forms import (
 from .invoices import Draft, invoice_document
 from .lists import created_within, listed, merged_metadata, page, page_of, public, unset
 from .periods import period_at
+from .prices import shown_price
 from .store import Doc
 from .tariffs import item_value, style_of, usage_of
 from .usage import count_waiting

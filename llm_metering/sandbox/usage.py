@@ -15,6 +15,13 @@ from .world import World
 
 PAST_S = 35 * 86_400
 FUTURE_S = 300
+V2_CODES = {
+    "meter_event_no_customer_defined": "payload_no_customer_defined",
+    "meter_event_value_not_found": "payload_no_value_defined",
+    "meter_event_invalid_value": "payload_invalid_value",
+    "meter_event_value_too_many_digits": "payload_invalid_value",
+}
+"""What v2 calls at the door what is otherwise found later."""
 
 _VALUE = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?")
 

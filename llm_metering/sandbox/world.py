@@ -13,6 +13,7 @@ from .forms import Table
 from .store import Account, Doc, Store
 from .switches import Switches
 
+SESSION = "v2.billing.meter_event_session"
 API_VERSION = "2026-10-28.endive"
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -99,6 +100,8 @@ class Route:
     path: str
     handler: Handler
     params: Table
+    by_session: bool = False
+    """The key is a meter event session's token."""
 
 
 def account_id(key: str) -> str:

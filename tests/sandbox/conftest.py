@@ -129,10 +129,15 @@ def inspector(contract: Any) -> Iterator[Inspector]:
 
 
 @pytest.fixture
-def api(sandbox: Sandbox, inspector: Inspector) -> Any:
-    """The official SDK's v1 services. Each answer is checked, strictly, at the end of the test."""
-    client = sandbox.client(http_client=CheckedClient(inspector))
-    return client.v1
+def checked(inspector: Inspector) -> CheckedClient:
+    """A transport for the official SDK. Each answer is checked, strictly, at the end of the test."""
+    return CheckedClient(inspector)
+
+
+@pytest.fixture
+def api(sandbox: Sandbox, checked: CheckedClient) -> Any:
+    """The official SDK's v1 services, their answers checked."""
+    return sandbox.client(http_client=checked).v1
 
 
 @pytest.fixture

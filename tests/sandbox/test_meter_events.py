@@ -155,17 +155,7 @@ def test_decimals_and_negatives_are_counted(sandbox, shop, value):
     assert (row.value, row.events, row.refused) == (Decimal(value), 1, 0)
 
 
-BAD_VALUES = {
-    "": "meter_event_invalid_value",
-    "abc": "meter_event_invalid_value",
-    "1e-05": "meter_event_invalid_value",
-    "NaN": "meter_event_invalid_value",
-    "1,000": "meter_event_invalid_value",
-    " 1": "meter_event_invalid_value",
-    "+1": "meter_event_invalid_value",
-    "1234567890123456": "meter_event_value_too_many_digits",
-    "0.1234567890123": "meter_event_value_too_many_digits",
-}
+BAD_VALUES = ["", "abc", "1e-05", "NaN", "1,000", " 1", "+1", "1234567890123456", "0.1234567890123"]
 
 
 @pytest.mark.parametrize("value", BAD_VALUES)
@@ -181,8 +171,7 @@ def test_a_value_that_is_no_number_is_accepted_and_found_later(sandbox, shop, va
 def test_strict_v1_refuses_a_value_that_is_no_number_at_once(sandbox, shop, refused, value):
     sandbox.set_switches(strict_v1=True)
     error = refused(shop.use, value)
-    wanted = BAD_VALUES[value].replace("meter_event_invalid_value", "payload_invalid_value")
-    assert (error.http_status, error.code) == (400, wanted)
+    assert (error.http_status, error.code) == (400, "payload_invalid_value")
     assert list(sandbox.books()) == []
 
 
