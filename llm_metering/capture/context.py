@@ -6,7 +6,6 @@ the context but share that object, so what an endpoint counts the middleware see
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -42,17 +41,20 @@ class Sightings:
     """
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, dict[Surface, int]] = OrderedDict()
+        self._seen: dict[str, dict[Surface, int]] = {}
         self._lock = Lock()
 
     def is_new(self, key: str, surface: Surface) -> bool:
         """Note a sighting; whether it is to be counted."""
         with self._lock:
-            seen = self._seen.setdefault(key, {})
-            most = max(seen.values(), default=0)
+            seen = self._seen.get(key)
+            if seen is None:
+                self._seen[key] = {surface: 1}
+                if len(self._seen) > _MAX_KEYS:
+                    del self._seen[next(iter(self._seen))]
+                return True
+            most = max(seen.values())
             seen[surface] = seen.get(surface, 0) + 1
-            if len(self._seen) > _MAX_KEYS:
-                self._seen.popitem(last=False)
             return seen[surface] > most
 
 
@@ -60,8 +62,8 @@ class Scope:
     """One request, or one `bound(...)` block inside or outside of a request."""
 
     __slots__ = (
-        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "is_read", "opened", "outer",
-        "owner", "parent", "parked", "recorded", "resolved", "seen", "tickets",
+        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "is_call", "is_read",
+        "opened", "outer", "owner", "parent", "parked", "recorded", "resolved", "seen", "tickets",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +97,8 @@ class Scope:
         """How many of those were embeddings."""
         self.is_read = False
         """Whether the middleware reads this request's answer."""
+        self.is_call = False
+        """Whether it is one call of a decorated function."""
         self.closed = False
         self._dimensions: dict[str, str] | None = dict(dimensions) if dimensions else None
         self.seen: Sightings | None = None
@@ -126,6 +130,16 @@ class Scope:
     def streams(self) -> list[OpenStream]:
         """The streams that were opened in it and are not finished."""
         return list(self.opened) if self.opened else []
+
+    def bind(self, customer: str | None, dimensions: Mapping[str, str]) -> None:
+        """Name the customer or dimensions from here on. From inside a decorated function that holds for
+        the request round it too."""
+        scope: Scope | None = self
+        while scope is not None:
+            if customer is not None:
+                scope.customer = customer
+            scope.dimensions.update(dimensions)
+            scope = scope.parent if scope.is_call else None
 
     def bound_customer(self) -> str | None:
         """The customer that `bind` or `bound` named, innermost first."""
@@ -226,3 +240,8 @@ def leave(scope: Scope, token: Token[Scope | None]) -> None:
     except ValueError:
         # A generator that is closed from another task leaves from a context that it never entered.
         return
+
+
+def is_on_disk(request: Scope) -> bool:
+    """Whether everything that a request recorded so far is committed."""
+    return not request.parked and all(ticket.done for ticket in request.tickets or ())

@@ -34,6 +34,7 @@ class Run:
         prompt: Mapping[str, Any] | None,
     ) -> None:
         self.scope = context.Scope(parent=recorder.scope_here(), owner=recorder, dimensions=dimensions)
+        self.scope.is_call = True
         self._recorder = recorder
         self._model = model
         self._provider = provider

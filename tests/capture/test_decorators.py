@@ -387,6 +387,20 @@ def test_the_scope_does_not_leak_out_of_a_generator_between_its_steps(decorate):
     assert context.current() is None
 
 
+def test_what_is_bound_inside_holds_inside_and_for_the_request_round_it(bench, decorate):
+    @decorate(model="gpt-4o", customer="cus_named", feature="digest")
+    def bind():
+        context.current().bind("cus_bound", {"feature": "bound", "region": "eu"})
+        return TEXT
+
+    with context.entered(context.Scope()) as request:
+        bind()
+    assert request.bound_customer() == "cus_bound"
+    assert request.all_dimensions() == {"feature": "bound", "region": "eu"}
+    record = bench.only()
+    assert (record.customer, record.dimensions) == ("cus_bound", {"feature": "bound", "region": "eu"})
+
+
 def test_the_customer_may_be_told_from_the_arguments(bench, decorate):
     async def lookup(prompt, user):
         return f"cus_{user}"

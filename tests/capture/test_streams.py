@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_rows_come_every_500_tokens_however_fast(make_tap, bench, clock, said):
         tap.feed(event)
     bench.drain()
     noted = sorted({row.usage.output_total for row in bench.sink.row_history})
-    steps = [after - before for before, after in zip(noted, noted[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(noted)]
     assert len(noted) == 4
     assert all(500 <= step < 520 for step in steps)
 
