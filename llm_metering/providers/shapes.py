@@ -65,12 +65,17 @@ OLLAMA = Shape(
     "ollama", "chat", written.from_ollama,
     signs=(("done",), ("model",)), usage=((),), id=(),
 )  # fmt: skip
+LANGCHAIN = Shape(
+    "langchain", "chat", written.from_message,
+    signs=(("usage_metadata", "input_tokens"),), usage=(("usage_metadata",),),
+    model=(("response_metadata", "model_name"), ("response_metadata", "model")),
+)  # fmt: skip
 
 _SIGNED: tuple[tuple[tuple[Path, ...], Shape], ...] = (
     ((("usageMetadata",),), GEMINI),
     ((("usage_metadata", "prompt_token_count"),), GEMINI),
     ((("candidates",),), GEMINI),
-    *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA)),
+    *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA, LANGCHAIN)),
     ((("usage", "billed_units"),), COHERE),
     ((("usage", "tokens"),), COHERE),
     ((("meta", "billed_units"),), COHERE),

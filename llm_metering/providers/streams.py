@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..fields import fields
+from ..fields import fields, get
 from ..usage import Reading, Usage, Written
 from .answers import believed, is_more_than_text
 from .dialects import dialect_of
@@ -138,6 +138,8 @@ class StreamTally:
     # What the steps call.
 
     def add_text(self, piece: str, choice: int) -> None:
+        if type(piece) is not str:
+            return
         if choice == 0:
             self._deltas.append(piece)
         else:
@@ -145,14 +147,15 @@ class StreamTally:
             self._note_piece(piece)
 
     def add_thought(self, piece: str) -> None:
-        self._thoughts.append(piece)
-        self._note_piece(piece)
+        if type(piece) is str:
+            self._thoughts.append(piece)
+            self._note_piece(piece)
 
     def add_call(self, key: Any, name: str | None, arguments: str | None) -> None:
         names, pieces = self._calls.setdefault(key, ([], []))
-        if name:
+        if isinstance(name, str):
             names.append(name)
-        if arguments:
+        if isinstance(arguments, str):
             pieces.append(arguments)
             self._note_piece(arguments)
 
@@ -193,7 +196,7 @@ class StreamTally:
 
     def _written(self) -> Written:
         texts = [self.text] if self._deltas else []
-        texts += ["".join(self._more[choice]) for choice in sorted(self._more)]
+        texts += map("".join, self._more.values())
         calls = tuple(("".join(name), "".join(pieces)) for name, pieces in self._calls.values())
         return Written(tuple(texts), calls, "".join(self._thoughts))
 
@@ -204,3 +207,5 @@ def _find_step(tally: StreamTally, event: Any) -> None:
     if found is not None:
         tally.start(*found)
         found[1](tally, event)
+    elif get(event, "error") is not None:
+        tally.failed = True

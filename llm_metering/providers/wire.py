@@ -83,6 +83,11 @@ class WireTally:
         return self._body is not None and self._body.complete
 
     @property
+    def failed(self) -> bool:
+        """Whether the provider reported an error in mid-stream; known once `result` was asked for."""
+        return self._body is not None and self._body.failed
+
+    @property
     def tokens_so_far(self) -> int:
         """About how many tokens came; 0 for JSON, which comes as a whole."""
         return self._body.tokens_so_far if self._body is not None else 0
@@ -106,6 +111,7 @@ class _Json:
     __slots__ = ("_api", "_chunks", "_head", "_keep_text", "_max", "_provider", "_size", "_tail")
 
     complete = False
+    failed = False
     tokens_so_far = 0
 
     def __init__(self, provider: str | None, api: str | None, max_bytes: int, keep_text: bool) -> None:
@@ -226,6 +232,10 @@ class _Events:
         self._scan()
         return self._light.complete
 
+    @property
+    def failed(self) -> bool:
+        return self._light.failed or (self._full is not None and self._full.tally.failed)
+
     def result(self) -> Reading:
         self._scan()
         if self._carry:
@@ -315,7 +325,7 @@ class _Decoded:
     def __init__(self, provider: str | None, api: str | None, keep_text: bool) -> None:
         self.cut_short = False
         self._decoder: SSEDecoder | _Lines | None = None
-        self._tally = StreamTally(provider=provider, api=api, keep_text=keep_text)
+        self.tally = StreamTally(provider=provider, api=api, keep_text=keep_text)
 
     def feed(self, raw: bytes) -> None:
         if self._decoder is None:
@@ -326,16 +336,16 @@ class _Decoded:
     def result(self) -> Reading:
         for event in self._decoder.close() if self._decoder is not None else ():
             self._take(event.data)
-        return self._tally.result()
+        return self.tally.result()
 
     def _take(self, data: str) -> None:
         if data.startswith("[DONE]"):
-            self._tally.ended = True
+            self.tally.ended = True
             return
         try:
-            self._tally.feed(json.loads(data))
+            self.tally.feed(json.loads(data))
         except (ValueError, RecursionError):
-            self._tally.unreadable += 1
+            self.tally.unreadable += 1
 
 
 class _Lines:

@@ -112,6 +112,12 @@ def from_ollama(answer: Any) -> Written:
     return Written((shown,), tuple(function_calls(message)), text(get(message, "thinking")) or "")
 
 
+def from_message(answer: Any) -> Written:
+    """LangChain: one message, `content` and `tool_calls`."""
+    calls = [(text(get(c, "name")) or "", compact(get(c, "args"))) for c in items(get(answer, "tool_calls"))]
+    return Written((content_text(get(answer, "content")),), tuple(calls))
+
+
 def nothing(answer: Any) -> Written:
     """Embeddings and the like: no words to count."""
     return Written()
