@@ -6,6 +6,7 @@ writer's thread, not on the caller's.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ class Writer:
             max_kept=max_queued,
         )
         self.begin_anew()
-        _watch_forks(self)
+        _watch(self)
 
     def begin_anew(self) -> None:
         """Forget thread, queue and lock: they are another process's, if this is a forked child."""
@@ -305,9 +306,12 @@ _watched: WeakSet[Writer] = WeakSet()
 _hooked: list[bool] = []
 
 
-def _watch_forks(writer: Writer) -> None:
+def _watch(writer: Writer) -> None:
     if not _hooked:
         os.register_at_fork(after_in_child=_after_fork)
+        # A program that ends without `stop` keeps what it queued; servers that end by a signal never come
+        # here, and lose nothing that they were told is committed.
+        atexit.register(_at_exit)
         _hooked.append(True)
     _watched.add(writer)
 
@@ -315,3 +319,8 @@ def _watch_forks(writer: Writer) -> None:
 def _after_fork() -> None:
     for writer in list(_watched):
         writer.begin_anew()
+
+
+def _at_exit() -> None:
+    for writer in list(_watched):
+        writer.stop()
