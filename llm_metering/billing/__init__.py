@@ -18,10 +18,12 @@ from .applying import Applied, apply
 from .catalog import Catalog, Item, MeterSpec, Offer, PriceSpec, ProductSpec, Tier
 from .connection import SANDBOX_URL, connect
 from .events import SentEvent, send_test_event
+from .files import load_catalog, parse_catalog
 from .guides import FlatFeeWithOverages, PayAsYouGo
 from .money import Amount
 from .planning import Change, Difference, Plan, compare, plan
 from .previews import InvoiceLine, InvoicePreview, PriceTotal, preview_invoice
+from .rating import Estimate, MeteredUsage, RatedLine, estimate, rate
 from .subscriptions import (
     Subscription,
     SubscriptionItem,
@@ -38,17 +40,20 @@ __all__ = [
     "Catalog",
     "Change",
     "Difference",
+    "Estimate",
     "FlatFeeWithOverages",
     "InvoiceLine",
     "InvoicePreview",
     "Item",
     "MeterSpec",
+    "MeteredUsage",
     "Offer",
     "PayAsYouGo",
     "Plan",
     "PriceSpec",
     "PriceTotal",
     "ProductSpec",
+    "RatedLine",
     "SentEvent",
     "Subscription",
     "SubscriptionItem",
@@ -58,9 +63,13 @@ __all__ = [
     "compare",
     "connect",
     "create_customer",
+    "estimate",
     "find_subscriptions",
+    "load_catalog",
+    "parse_catalog",
     "plan",
     "preview_invoice",
+    "rate",
     "send_test_event",
     "subscribe",
 ]

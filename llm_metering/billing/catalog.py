@@ -127,6 +127,8 @@ class PriceSpec:
         object.__setattr__(self, "tiers", tuple(self.tiers))
         if self.amount is not None:
             object.__setattr__(self, "amount", parse_amount(self.amount, f"price {self.key!r}: amount"))
+        if self.nickname is not None:
+            _text(f"price {self.key!r}", "nickname", self.nickname, 5000)
         _check_interval(self)
         if self.tiers or self.tiers_mode is not None:
             _check_tiered(self)
@@ -157,6 +159,10 @@ class Offer:
 
     name: str
     items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        _text("offer", "name", self.name, 200)
+        object.__setattr__(self, "items", tuple(self.items))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ class PayAsYouGo(Catalog):
     ) -> None:
         currency = parse_currency(currency)
         _not_the_guides(currency, amount=(amount, _TOKEN_PACKAGE))
+        meter = _meter(event_name, meter_name, aggregation, customer_key, value_key)
         product = ProductSpec(id=_slug(event_name), name=product_name)
         price = PriceSpec(
             key=f"{event_name}.pay_as_you_go.{currency}.{interval}",
@@ -77,7 +78,7 @@ class PayAsYouGo(Catalog):
             interval=interval,
         )
         super().__init__(
-            meters=(_meter(event_name, meter_name, aggregation, customer_key, value_key),),
+            meters=(meter,),
             products=(product,),
             prices=(price,),
             offers=(Offer(name, (Item(price.key),)),),
@@ -140,6 +141,7 @@ class FlatFeeWithOverages(Catalog):
             currency, license_amount=(license_amount, _LICENSE), overage_amount=(overage_amount, _OVERAGE)
         )
         in_advance = _in_advance(license_billed, seats)
+        meter = _meter(event_name, meter_name, aggregation, customer_key, value_key)
         usage = _product(f"{_slug(event_name)}_usage", usage_name)
         licence = _product(f"{_slug(event_name)}_license", license_name)
         # Apart from the other variant's key: under one key, a subscriber could be given the fee twice.
@@ -162,7 +164,7 @@ class FlatFeeWithOverages(Catalog):
         )
         items = (Item(fee.key, seats), Item(overage.key)) if in_advance else (Item(overage.key),)
         super().__init__(
-            meters=(_meter(event_name, meter_name, aggregation, customer_key, value_key),),
+            meters=(meter,),
             products=(licence, usage) if in_advance else (usage,),
             prices=(fee, overage) if in_advance else (overage,),
             offers=(Offer(name, items),),

@@ -49,11 +49,11 @@ _COMMON = ("usd", "eur", "gbp", "cad", "aud", "jpy", "chf", "inr", "brl", "sek")
 
 def parse_currency(text: str, field: str = "currency") -> str:
     """The currency's code in lower case; `ConfigurationError` if Stripe does not know it."""
-    code = text.strip().lower() if isinstance(text, str) else text
+    code = text.strip().lower() if isinstance(text, str) else ""
     if code in CURRENCIES:
         return code
-    near = difflib.get_close_matches(str(code), _COMMON, n=1)
-    near = near or difflib.get_close_matches(str(code), sorted(CURRENCIES), n=1)
+    near = difflib.get_close_matches(code, _COMMON, n=1)
+    near = near or difflib.get_close_matches(code, sorted(CURRENCIES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(
         f"{field}={text!r} is not a currency that Stripe knows (three letters, such as 'usd'){hint}"
