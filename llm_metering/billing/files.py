@@ -97,7 +97,7 @@ def _tier(document: dict[str, Any], at: str) -> Tier:
 def _offer(document: dict[str, Any], at: str) -> Offer:
     items = document.get("items", [])
     if not isinstance(items, list):
-        raise ConfigurationError(f"{at}.items must be a list of price keys or {price, quantity} tables")
+        raise ConfigurationError(f"{at}.items must be a list of price keys or of tables with quantities")
     made = tuple(_item(item, f"{at}.items[{i}]") for i, item in enumerate(items))
     return _make(Offer, {**document, "items": made}, at)
 
