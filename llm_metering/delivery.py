@@ -116,6 +116,11 @@ class Delivery:
             self._dispatch()
         return self._wait_s()
 
+    def dismiss_flushes(self) -> None:
+        """Let those who wait go on: no turn will come that could answer them."""
+        while self.flushes:
+            self.flushes.pop().done.set()
+
     # What ended.
 
     def _collect(self) -> None:
@@ -302,9 +307,9 @@ class Delivery:
         """
         if claims:
             self.breaker.probing()
-        elif waiting := ledger.events(states=("AMBIGUOUS",), limit=1):
-            due_in = (waiting[0].next_attempt_at or 0.0) - self._now()
-            self.breaker.postpone(self._monotonic() + min(max(due_in, 1.0), 30.0))
+        elif waiting := ledger.events(states=("AMBIGUOUS",), limit=100):
+            due_at = min(row.next_attempt_at or 0.0 for row in waiting)
+            self.breaker.postpone(self._monotonic() + min(max(due_at - self._now(), 1.0), 30.0))
         else:
             self.breaker.probing()
             self._check_wanted = True

@@ -156,6 +156,13 @@ class Flusher:
 
     def _loop(self) -> None:
         me = threading.current_thread()
+        try:
+            self._take_turns(me)
+        finally:
+            if self._thread is me:
+                self._delivery.dismiss_flushes()
+
+    def _take_turns(self, me: threading.Thread) -> None:
         while self._thread is me:
             wait_s = self.step()
             stop_at = self._stop_at

@@ -54,9 +54,9 @@ class Permit:
         """The key will not do. Whether that is news."""
         is_news = self.reason is None
         self._by_event = by_event or self.state == "trial"
-        if self.state != "paused":
-            self.state = "paused"
+        if self.state != "paused" or not by_event:
             self.check_at = now + self._backoff.next_s()
+        self.state = "paused"
         if is_news or not by_event:
             self.reason = reason
         return is_news
