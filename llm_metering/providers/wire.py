@@ -30,6 +30,8 @@ _VALUE = (
 _DECODER = json.JSONDecoder()
 _HEAD = re.compile(rb'\s*\{\s*(?:"[^"\\]{0,64}"\s*:\s*' + _VALUE + rb"\s*,\s*)*")
 """The plain pairs at the beginning of an object: strings without escapes, numbers, flat objects."""
+_USAGE = re.compile(rb'"usage(?!":\s*null)')
+"""A key of a usage, but for the `"usage": null` that some providers put into every event."""
 
 
 class WireTally:
@@ -278,10 +280,8 @@ class _Events:
             # The first event names the answer.
             self._named = True
             self._peek(window)
-        while (at := window.find(b'"usage', done)) >= 0:
-            if window.startswith(b'":null', at + 6):
-                done = at + 12
-                continue
+        while (found := _USAGE.search(window, done)) is not None:
+            at = found.start()
             begin = max(window.rfind(b"\n", done, at), window.rfind(b"\r", done, at)) + 1 or done
             ends = [end for end in (window.find(b"\n", at), window.find(b"\r", at)) if end >= 0]
             done = min(ends, default=len(window))
