@@ -18,7 +18,8 @@ from ..protocols import Outcome, OutcomeKind
 DUPLICATE = "An event already exists with identifier"
 """How v1 says that it has this event; there is no code for it."""
 NO_METER = "No active meter found"
-"""How v1 says that the event name has no active meter: curable without touching the event."""
+"""How v1 says that the event name has no active meter: curable without touching the event. The code
+`archived_meter`, documented for v2 and later reports, is read the same way."""
 
 MAX_RETRY_AFTER_S = 3600.0
 
@@ -111,15 +112,19 @@ def _refused(
         return "not_sent", None
     if error is None:
         return "refused_config", "not an answer of Stripe; is the API base right, or a proxy in between?"
-    if error.get("type") == "idempotency_error" or NO_METER in message:
+    if error.get("type") == "idempotency_error" or _lacks_meter(error):
         return "not_sent", None
     if "Unrecognized request URL" in message:
         return "refused_config", None
     return "refused_data", None
 
 
+def _lacks_meter(error: Mapping[str, Any]) -> bool:
+    return NO_METER in str(error.get("message")) or error.get("code") == "archived_meter"
+
+
 def _code(kind: OutcomeKind, error: Mapping[str, Any] | None) -> str | None:
-    if kind == "not_sent" and error and NO_METER in str(error.get("message")):
+    if kind == "not_sent" and error and _lacks_meter(error):
         return "no_meter"
     return _text(error.get("code") or error.get("type")) if error else None
 

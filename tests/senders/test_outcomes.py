@@ -38,6 +38,7 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], OutcomeKind]] = [
     ("another identifier", 200, json.dumps({**EVENT, "identifier": "id2"}).encode(), {}, "ambiguous"),
     ("duplicate", 400, DUPLICATE, {"stripe-should-retry": "false"}, "duplicate"),
     ("no active meter", 400, NO_METER, {}, "not_sent"),
+    ("archived meter", 400, error(code="archived_meter"), {}, "not_sent"),
     ("timestamp too old", 400, TOO_OLD, {}, "refused_data"),
     ("timestamp in future", 400, error("The event timestamp cannot be in future."), {}, "refused_data"),
     ("unknown parameter", 400, error("Received unknown parameter: x"), {}, "refused_data"),
@@ -143,7 +144,7 @@ def test_code_type_and_request_id_are_kept() -> None:
     outcome = of(429, error(code="lock_timeout"), {"request-id": "req_9"})
     assert (outcome.code, outcome.request_id) == ("lock_timeout", "req_9")
     assert of(500, error(type="api_error")).code == "api_error"
-    assert of(400, NO_METER).code == "no_meter"
+    assert of(400, NO_METER).code == of(400, error(code="archived_meter")).code == "no_meter"
 
 
 def test_an_answer_that_is_not_stripes_says_what_to_look_at() -> None:
