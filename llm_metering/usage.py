@@ -98,6 +98,8 @@ class Usage:
 
     def __bool__(self) -> bool:
         """Whether any leaf is known (0 counts as known)."""
+        if self.input is not None or self.output is not None:
+            return True
         return any(getattr(self, name) is not None for name in LEAVES)
 
 

@@ -7,14 +7,24 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..usage import Reading
-from .bodies import Inflater, KeptBody, UnreadableBody
+from ..providers import WireTally
+from ..usage import Reading, Usage
+from .bodies import Inflater, KeptBody
 from .streams import StreamTap
+from .waiting import asyncio_loop
 
 if TYPE_CHECKING:
-    from ..providers import WireTally
+    from asyncio import TimerHandle
+
     from .context import Scope
     from .recorder import Recorder
+
+LOOK_AFTER_CHUNKS = 32
+LOOK_AFTER_BYTES = 16_384
+"""Chunks of a stream are put aside and looked at together: after so many, after one of such a size, or when a
+progress row is due, whichever comes first."""
+
+SECOND_ROW_AFTER_S = 0.25
 
 _STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl")
 _CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
@@ -30,7 +40,10 @@ class AppAnswer:
         api: "embeddings" where the route says so; None is some generation.
     """
 
-    __slots__ = ("_api", "_begun", "_recorder", "_request", "_scope", "_tally", "_tap", "feed")
+    __slots__ = (
+        "_api", "_began", "_noted", "_recorder", "_request", "_scope", "_tally", "_tap", "_timer", "aside",
+        "feed", "room",
+    )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
     """Take the next bytes of the body; None where nothing is read."""
@@ -42,57 +55,68 @@ class AppAnswer:
         self._request = KeptBody(recorder.settings.max_body_bytes)
         self._tally: AnswerTally | None = None
         self._tap: StreamTap | None = None
-        self._begun = False
+        self._began = False
+        self._noted = 0
+        self.aside: list[bytes] = []
+        """Chunks of a stream that were not looked at yet."""
+        self.room = LOOK_AFTER_CHUNKS
+        """How many chunks may be put aside before they are looked at."""
+        self._timer: TimerHandle | None = None
         self.feed = None
 
-    def keep_request(self, chunk: bytes) -> None:
+    def keep_request(self, message: MutableMapping[str, Any]) -> None:
         """Keep what the client asked, for counting what the answer does not report."""
-        self._request.feed(chunk)
+        try:
+            if chunk := message.get("body"):
+                self._request.feed(chunk)
+        except Exception as exc:
+            self._recorder.telemetry.failure("middleware.read", exc)
 
     def start(self, message: MutableMapping[str, Any]) -> None:
         """Look at the head of the answer, and read on only where there can be usage."""
         try:
-            self._start(message)
+            if not 200 <= message["status"] < 300 or self._scope.covers(self._api):
+                return
+            content_type, encoding = _kind_of(message.get("headers") or ())
+            if _is_readable(content_type):
+                self._tally = AnswerTally(self._recorder, self._request, content_type, encoding)
+                self.feed = self._begin
         except Exception as exc:
             self.fail(exc)
 
-    def _start(self, message: MutableMapping[str, Any]) -> None:
-        if not 200 <= message["status"] < 300 or self._scope.covers(self._api):
+    def look(self, *, is_due: bool = False) -> None:
+        """Read what was put aside of a stream, and note how far it has come where that is due."""
+        tally, tap = self._tally, self._tap
+        if tally is None or tap is None:
             return
-        content_type, encoding = _kind_of(message.get("headers") or ())
-        if _is_readable(content_type):
-            self._tally = AnswerTally(self._recorder, self._request, content_type, encoding)
-            self.feed = self._begin
-
-    def _begin(self, chunk: bytes) -> None:
-        """The first bytes: from here on there is something to record."""
-        if (tally := self._tally) is None:
-            return
-        self._begun = True
-        if tally.is_stream:
-            self._tap = StreamTap(
-                self._recorder,
-                tally=tally,
-                surface="middleware",
-                request=self._request.bytes(),
-                scope=self._scope,
-                covered=self._is_covered,
-            )
-        self.feed = tally.feed if self._tap is None else self._tap.feed
-        self.feed(chunk)
+        try:
+            tally.feed_aside(self.aside)
+            every = self._recorder.settings.progress_every_tokens
+            new = tally.tokens_so_far - self._noted
+            if (is_due and new) or new >= every:
+                self._noted, new = tally.tokens_so_far, 0
+                tap.leave_progress()
+            self.room = min(LOOK_AFTER_CHUNKS, every - new)
+        except Exception as exc:
+            self.fail(exc)
 
     def finish(self, *, complete: bool) -> None:
         """The answer is over, or broke off: record it. Only the first call does anything."""
         tally, self._tally, self.feed = self._tally, None, None
-        if tally is None or not self._begun:
+        if self._timer is not None:
+            self._timer.cancel()
+        if tally is None or not self._began:
             return
         try:
-            if self._tap is None:
-                self._record(tally)
-            elif self._is_covered():
-                self._tap.discard()
-            else:
+            if self._tap is not None:
+                tally.feed_aside(self.aside)
+            if self._is_covered():
+                if self._tap is not None:
+                    self._tap.discard()
+            elif self._tap is not None:
                 self._tap.finish(complete)
+            else:
+                self._record(tally.result())
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
 
@@ -103,10 +127,47 @@ class AppAnswer:
         if self._tally is not None:
             self._tally.give_up(f"the answer could not be read: {type(exc).__name__}")
 
-    def _record(self, tally: AnswerTally) -> None:
-        if self._is_covered():
+    def _begin(self, chunk: bytes) -> None:
+        """The first bytes: from here on there is something to record."""
+        tally = self._tally
+        if tally is None:
             return
-        reading = tally.result()
+        self._began = True
+        if not tally.is_stream:
+            self.feed = tally.feed
+            tally.feed(chunk)
+            return
+        self._tap = StreamTap(
+            self._recorder,
+            tally=tally,
+            surface="middleware",
+            request=self._request.bytes(),
+            scope=self._scope,
+            covered=self._is_covered,
+        )
+        self._tap.feed(chunk)  # writes the first row
+        self._noted = tally.tokens_so_far
+        if self._look_after(SECOND_ROW_AFTER_S):
+            self.room = min(LOOK_AFTER_CHUNKS, self._recorder.settings.progress_every_tokens)
+            self.feed = self.aside.append
+        else:
+            self.feed = self._tap.feed
+
+    def _look_after(self, delay_s: float) -> bool:
+        """Set a timer, so that what came is noted in time even where nothing more comes."""
+        loop = asyncio_loop()
+        if loop is None:
+            return False
+        delay_s = min(delay_s, self._recorder.settings.progress_every_s)
+        self._timer = loop.call_later(delay_s, self._look_in_time)
+        return True
+
+    def _look_in_time(self) -> None:
+        if self._tally is not None:
+            self.look(is_due=True)
+            self._look_after(self._recorder.settings.progress_every_s)
+
+    def _record(self, reading: Reading) -> None:
         if reading.usage or reading.problem or reading.provider:
             self._recorder.record(
                 reading, surface="middleware", request=self._request.bytes(), scope=self._scope
@@ -122,38 +183,53 @@ class AnswerTally:
     What cannot be read gives a reading with the reason; what is no model's answer an empty one.
     """
 
-    __slots__ = ("_inflater", "_recorder", "_request", "_unread", "_wire", "feed", "is_stream")
+    __slots__ = (
+        "_chunks", "_inflater", "_recorder", "_request", "_unread", "_wire", "feed", "is_stream",
+    )  # fmt: skip
 
     feed: Callable[[bytes], None]
 
     def __init__(
         self, recorder: Recorder, request: KeptBody, content_type: str | None, encoding: str | None
     ) -> None:
-        from ..providers import WireTally
-
         limit = recorder.settings.max_body_bytes
         self._recorder = recorder
         self._request = request
         self._unread: str | None = None
         self._inflater: Inflater | None = None
-        self._wire: WireTally = WireTally(
+        self._wire = wire = WireTally(
             content_type=content_type, max_bytes=limit, keep_text=recorder.wants_text()
         )
         self.is_stream = content_type in _STREAMS
-        self.feed = self._wire.feed if content_type else self._feed_wire
+        self._chunks = 1
+        # Until the first bytes have shown what it is, the wire tally replaces its own `feed`.
+        self.feed = wire.feed if content_type else lambda chunk: wire.feed(chunk)
         if encoding is not None:
-            self._inflate_with(encoding, limit)
+            self._inflater = Inflater(encoding, limit)
+            self.feed = self._feed_inflated
+
+    def feed_aside(self, chunks: list[bytes]) -> None:
+        """Take chunks that were put aside, and empty the list."""
+        if chunks:
+            self._chunks += len(chunks)
+            joined = b"".join(chunks)
+            chunks.clear()
+            self.feed(joined)
+
+    @property
+    def tokens_so_far(self) -> int:
+        """About how many tokens came of a stream: as many as there were chunks, if not more."""
+        return max(self._chunks, self._wire.tokens_so_far)
 
     @property
     def complete(self) -> bool:
         return self._wire.complete
 
-    @property
-    def tokens_so_far(self) -> int:
-        return self._wire.tokens_so_far
-
     def so_far(self) -> Reading:
-        return self._wire.so_far()
+        reading = self._wire.so_far()
+        if (reading.usage.output or 0) >= self.tokens_so_far or reading.problem is not None:
+            return reading
+        return replace(reading, usage=Usage(**{**reading.usage.as_dict(), "output": self.tokens_so_far}))
 
     def result(self) -> Reading:
         """What the answer says."""
@@ -178,33 +254,21 @@ class AnswerTally:
         self.feed = _ignore
 
     def _given_up(self, reason: str) -> Reading:
-        """What could not be read to its end; of a stream that which came before still counts."""
+        """What could not be read to its end; of a stream, that which came before still counts."""
         self._recorder.telemetry.count("middleware.unread")
-        if self.is_stream and self._wire.tokens_so_far:
+        if self.is_stream:
             reading = self._wire.result()
             if reading.usage or reading.text or reading.written:
                 return replace(reading, provenance="partial")
         return Reading(problem=reason, model=self._requested_model())
 
-    def _feed_wire(self, chunk: bytes) -> None:
-        # Until the first bytes have shown what it is, the wire tally replaces its own `feed`.
-        self._wire.feed(chunk)
-
-    # Compressed answers.
-
-    def _inflate_with(self, encoding: str, limit: int) -> None:
-        try:
-            self._inflater = Inflater(encoding, limit)
-            self.feed = self._feed_inflated
-        except UnreadableBody as exc:
-            self.give_up(str(exc))
-
     def _feed_inflated(self, chunk: bytes) -> None:
-        try:
-            if self._inflater is not None and (plain := self._inflater.feed(chunk)):
-                self._wire.feed(plain)
-        except UnreadableBody as exc:
-            self.give_up(str(exc))
+        if self._inflater is None:
+            return
+        if plain := self._inflater.feed(chunk):
+            self._wire.feed(plain)
+        if self._inflater.problem is not None:
+            self.give_up(self._inflater.problem)
 
     # What the client asked.
 

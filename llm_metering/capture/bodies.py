@@ -5,10 +5,6 @@ from __future__ import annotations
 import zlib
 
 
-class UnreadableBody(ValueError):
-    """A body that cannot be looked into. The message says why, in one sentence."""
-
-
 class KeptBody:
     """A body put together from its chunks, unless it grows too large."""
 
@@ -44,39 +40,35 @@ class Inflater:
     Args:
         encoding: The answer's content encoding.
         limit: How many bytes may come out in all.
-
-    Raises:
-        UnreadableBody: The encoding is not one that we read.
     """
 
-    __slots__ = ("_begun", "_encoding", "_left", "_limit", "_zlib")
+    __slots__ = ("_begun", "_encoding", "_left", "_limit", "_zlib", "problem")
 
     def __init__(self, encoding: str, limit: int) -> None:
-        if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise UnreadableBody(f"the answer is compressed with {encoding[:40]!r}, which is not read")
+        self.problem: str | None = None
+        """Why no more comes out: another encoding, damage, or the limit."""
         self._encoding = encoding
         self._limit = limit
         self._left = limit
         self._begun = False
         self._zlib = self._fresh()
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            self.problem = f"the answer is compressed with {encoding[:40]!r}, which is not read"
 
     def feed(self, data: bytes) -> bytes:
-        """What `data` inflates to.
-
-        Raises:
-            UnreadableBody: It is damaged, or more comes out than the limit.
-        """
-        out = []
+        """What `data` inflates to, as far as there is no problem."""
+        out: list[bytes] = []
         try:
-            while data:
+            while data and self.problem is None:
                 # One byte more than allowed, so that a body of just the limit passes.
-                out.append(self._inflate(data))
+                plain = self._inflate(data)
+                if len(plain) > self._left:
+                    self.problem = f"the answer inflates to more than {self._limit} bytes"
+                out.append(plain[: self._left])
                 self._left -= len(out[-1])
-                if self._left < 0:
-                    raise UnreadableBody(f"the answer inflates to more than {self._limit} bytes")
                 data = self._rest()
         except zlib.error:
-            raise UnreadableBody(f"the answer says {self._encoding} and cannot be inflated") from None
+            self.problem = f"the answer says {self._encoding} and cannot be inflated"
         return b"".join(out)
 
     def _inflate(self, data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from threading import Lock
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from ..protocols import Ticket
 from ..usage import Surface, UsageRecord
@@ -102,7 +102,7 @@ class Scope:
         self.closed = False
         self._dimensions: dict[str, str] | None = dict(dimensions) if dimensions else None
         self.seen: Sightings | None = None
-        self.opened: WeakSet[Any] | None = None
+        self.opened: dict[int, ref[OpenStream]] | None = None
 
     @property
     def root(self) -> Scope:
@@ -129,7 +129,9 @@ class Scope:
     @property
     def streams(self) -> list[OpenStream]:
         """The streams that were opened in it and are not finished."""
-        return list(self.opened) if self.opened else []
+        if not self.opened:
+            return []
+        return [stream for known in list(self.opened.values()) if (stream := known()) is not None]
 
     def bind(self, customer: str | None, dimensions: Mapping[str, str]) -> None:
         """Name the customer or dimensions from here on. From inside a decorated function that holds for
@@ -170,8 +172,8 @@ class Scope:
         scope: Scope | None = self
         while scope is not None:
             if scope.opened is None:
-                scope.opened = WeakSet()
-            scope.opened.add(stream)
+                scope.opened = {}
+            scope.opened[id(stream)] = ref(stream)
             scope = scope.parent
 
     def note_finished(self, stream: OpenStream) -> None:
@@ -179,7 +181,7 @@ class Scope:
         scope: Scope | None = self
         while scope is not None:
             if scope.opened is not None:
-                scope.opened.discard(stream)
+                scope.opened.pop(id(stream), None)
             scope = scope.parent
 
     def covers(self, api: str | None, *, besides: object | None = None) -> bool:
@@ -192,7 +194,7 @@ class Scope:
             api: Such as "chat" or "embeddings"; None is some generation.
             besides: A stream that does not count.
         """
-        if self.opened and any(stream is not besides for stream in list(self.opened)):
+        if self.opened and any(stream is not besides for stream in self.streams):
             return True
         if api == "embeddings":
             return self.embedded > 0

@@ -5,14 +5,14 @@ Pure ASGI. The instance holds configuration only; a request's state lives in its
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from . import context
-from .answers import AppAnswer
-from .context import Scope
+from .answers import LOOK_AFTER_BYTES, AppAnswer
+from .context import Scope, is_on_disk
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
 
@@ -97,11 +97,12 @@ class MeteringMiddleware:
             else:
                 await self.app(scope, receive, send)
         finally:
-            if answer is None and not request.recorded and request.opened is None:
-                context.leave(request, token)
-                scope.pop(self._key, None)
+            if answer is not None:
+                answer.finish(complete=False)
+            if request.parked is None and request.opened is None:
+                self._leave(request, token, scope)
             else:
-                await self._end(request, answer, token, scope)
+                await self._end(request, token, scope)
 
     async def _with_lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if self._key in scope:
@@ -122,30 +123,34 @@ class MeteringMiddleware:
         answer = AppAnswer(
             self._recorder, request, api="embeddings" if path.rstrip("/").endswith("/embeddings") else None
         )
+        aside, holds = answer.aside, self._holds
 
         async def receive_kept() -> Message:
             message = await receive()
-            if message["type"] == "http.request" and (chunk := message.get("body")):
-                answer.keep_request(chunk)
+            if message["type"] == "http.request":
+                answer.keep_request(message)
             return message
 
-        async def send_read(message: Message) -> None:
+        def send_read(message: Message) -> Awaitable[None]:
+            # Not a coroutine of its own: a chunk costs no more than a look at it.
+            if message["type"] != "http.response.body":
+                return send_other(message)
+            if (feed := answer.feed) is not None and (chunk := message.get("body")):
+                try:
+                    feed(chunk if type(chunk) is bytes else bytes(chunk))
+                    if len(aside) >= answer.room or len(chunk) >= LOOK_AFTER_BYTES:
+                        answer.look()
+                except Exception as exc:
+                    answer.fail(exc)
+            return send(message) if message.get("more_body") else send_other(message)
+
+        async def send_other(message: Message) -> None:
             kind = message["type"]
-            if kind == "http.response.body":
-                feed = answer.feed
-                if feed is not None and (chunk := message.get("body")):
-                    try:
-                        feed(chunk if type(chunk) is bytes else bytes(chunk))
-                    except Exception as exc:
-                        answer.fail(exc)
-                if message.get("more_body"):
-                    await send(message)
-                    return
-            elif kind == "http.response.start":
+            if kind == "http.response.start":
                 answer.start(message)
-            if kind in _LAST:
+            elif kind in _LAST:
                 answer.finish(complete=True)
-                if self._holds and request.recorded:
+                if holds and request.recorded and not is_on_disk(request):
                     await self._before_last(request)
             await send(message)
 
@@ -153,20 +158,21 @@ class MeteringMiddleware:
 
     def _watching(self, request: Scope, send: Send) -> Send:
         """For other routes: only a last message may have to wait."""
+        holds = self._holds
 
-        async def watched(message: Message) -> None:
-            if not request.recorded:
-                await send(message)
-                return
+        def send_watched(message: Message) -> Awaitable[None]:
+            return send_held(message) if request.recorded else send(message)
+
+        async def send_held(message: Message) -> None:
             kind = message["type"]
-            if self._holds and kind in _LAST and not message.get("more_body"):
+            if holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
                 await self._before_last(request)
             await send(message)
             if request.parked and kind == "websocket.send":
                 # A connection may last for days: what it used is not kept waiting for its end.
                 await self._settle(request, self._home.settings.commit_timeout_s)
 
-        return watched
+        return send_watched
 
     async def _nested(self, outer: Scope, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Inside another middleware of the same `Metering`: one request, one context."""
@@ -185,12 +191,12 @@ class MeteringMiddleware:
 
     async def _before_last(self, request: Scope) -> None:
         """Wait until what the request used is on disk, at most `commit_timeout_s`."""
-        ends_at = time.monotonic() + self._home.settings.commit_timeout_s
+        ends_at = monotonic() + self._home.settings.commit_timeout_s
         left_s = self._home.settings.commit_timeout_s
         try:
             while left_s > 0:
                 await self._settle(request, left_s)
-                left_s = max(0.0, ends_at - time.monotonic())
+                left_s = max(0.0, ends_at - monotonic())
                 # Counting on another thread may have put one more aside for its customer meanwhile.
                 if not await self._recorder.committed(request, within_s=left_s) or not request.parked:
                     return
@@ -206,21 +212,21 @@ class MeteringMiddleware:
         with move_on_after(within_s):
             await self._recorder.settle(request)
 
-    async def _end(
-        self, request: Scope, answer: AppAnswer | None, token: Token[Scope | None], scope: ASGIScope
-    ) -> None:
-        """However the request ended: what was used is recorded, and nothing of ours reaches the app."""
+    async def _end(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
+        """However the request ended: name the customer of what was used, and leave what is still open."""
         try:
-            if answer is not None:
-                answer.finish(complete=False)
             if request.parked or request.streams:
                 await self._name_customer(request)
         finally:
-            context.leave(request, token)
-            scope.pop(self._key, None)
-            self._recorder.release(request)
+            self._leave(request, token, scope)
             for stream in request.streams:
                 stream.leave_progress()
+
+    def _leave(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
+        context.leave(request, token)
+        scope.pop(self._key, None)
+        if request.recorded:
+            self._recorder.release(request)
 
     async def _name_customer(self, request: Scope) -> None:
         """The last chance to ask an async resolver, for a cancelled request too."""

@@ -146,8 +146,7 @@ class Recorder:
     ) -> UsageRecord:
         """The record that `record` would make now, for a progress row."""
         scope = scope or self.scope_here()
-        record = self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
-        return record if record.customer else replace(record, customer=self.naming.now(scope))
+        return self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
 
     def progress(self, record: UsageRecord) -> None:
         """Note what is to be billed, as partial, should this process die now."""
@@ -222,7 +221,8 @@ class Recorder:
         scope: Scope,
     ) -> Callable[[Reading], UsageRecord]:
         """Fix who, what for and when now; the counts may come later, from another thread."""
-        customer = scope.bound_customer() if customer is None else self.naming.checked(customer)
+        # Asked now, on the caller's thread; counting may end on another.
+        customer = self.naming.now(scope) if customer is None else self.naming.checked(customer)
         if outer := scope.all_dimensions():
             dimensions = {**outer, **dimensions}
         elif dimensions:
