@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A stream under way: the entry that is to be billed, as partial, should this process die now.
+    """A stream under way: the entry that is to be billed, as it stands, should this process die now.
 
     Keyed by `entry.record.id`; a later one replaces an earlier one.
     """
@@ -191,16 +191,21 @@ class Ledger(Books, Protocol):
 
     def open(self, *, now: float) -> None:
         """Open or create the store, take a lane, adopt what dead processes left, and turn what they
-        were sending into AMBIGUOUS and their progress rows into partial usage."""
+        were sending into AMBIGUOUS and their progress rows into usage."""
 
     def close(self) -> None: ...
 
     def bind(self, account: str) -> None:
         """Tie the ledger to one Stripe account and mode; raise `AccountMismatch` if tied to another."""
 
-    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+    def account(self) -> str | None:
+        """The account and mode that it is tied to; cheaper than `status`, which reads all usage."""
+
+    def commit(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
+    ) -> int:
         """Commit records and progress durably in one transaction; return how many records were new.
-        A record whose id is known already changes nothing."""
+        A record whose id is known already changes nothing. Progress rows named in `drops` are forgotten."""
 
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
         """Turn usage of closed buckets (or all of it) into PENDING meter events; return how many."""
@@ -212,9 +217,7 @@ class Ledger(Books, Protocol):
     def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
         """Commit what became of an attempt. None if the fence is no longer ours."""
 
-    def finish_many(
-        self, results: Sequence[tuple[Claim, Outcome]], *, now: float
-    ) -> list[Transition | None]:
+    def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
         """`finish` for several attempts in one transaction, for the price of one."""
 
     def maintain(self, *, now: float) -> list[Transition]:

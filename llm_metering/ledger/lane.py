@@ -66,7 +66,9 @@ class Lane:
 
     # ---- usage
 
-    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+    def commit(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], drops: Sequence[str], *, now: float
+    ) -> int:
         with self._transaction():
             # First what streams left behind, so that a record in the same group may close it.
             if progress:
@@ -75,24 +77,20 @@ class Lane:
             before = self.db.total_changes
             self._put_usage(records)
             new = self.db.total_changes - before
-            closed = [(entry.closes,) for entry in entries if entry.closes is not None]
-            if closed:
-                self.db.executemany("DELETE FROM progress WHERE id = ?", closed)
+            closed = [entry.closes for entry in entries if entry.closes is not None]
+            if closed or drops:
+                self.db.executemany("DELETE FROM progress WHERE id = ?", [(i,) for i in (*closed, *drops)])
             failpoint("before_commit")
         failpoint("after_commit")
         return new
 
     def recover(self, *, now: float) -> list[Transition]:
-        """What a dead process left under way: streams become partial usage, attempts become AMBIGUOUS."""
+        """What a dead process left under way: streams become usage, attempts become AMBIGUOUS."""
         with self._transaction():
-            # "reported" was true of the part that the provider had told of; the rest will not come.
-            self.db.execute(f"""
-                INSERT INTO usage ({rows.RECORD})
-                SELECT id, customer, model, provider,
-                    CASE provenance WHEN 'reported' THEN 'partial' ELSE provenance END,
-                    response_id, surface, used_at, counts, dimensions, lines, held, recorded_at
-                FROM progress WHERE true ORDER BY recorded_at ON CONFLICT (id) DO NOTHING
-            """)
+            self.db.execute(
+                f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE true "
+                "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING"
+            )
             self.db.execute("DELETE FROM progress")
             return self._crash("state = 'SENDING'", (), now)
 

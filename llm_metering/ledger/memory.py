@@ -116,8 +116,6 @@ class MemoryLedger:
             self._is_open = True
             self._tell_time(now)
             for id_, left in self._store.progress.items():
-                if left.record.provenance == "reported":
-                    left.record = replace(left.record, provenance="partial")
                 self._store.usage.setdefault(id_, left)
             self._store.progress.clear()
             self._recovered += [self._crash(e, now) for e in self._in_state("SENDING")]
@@ -132,7 +130,13 @@ class MemoryLedger:
                 raise AccountMismatch(bound_to=str(store.account), key_of=account)
             store.account = account
 
-    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
+    def account(self) -> str | None:
+        with self._ready() as store:
+            return store.account
+
+    def commit(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
+    ) -> int:
         # All that can fail comes first, so that nothing has happened if it does.
         streams = [_usage_of(p.entry) for p in progress]
         records = [(_usage_of(entry), entry.closes) for entry in entries]
@@ -145,6 +149,8 @@ class MemoryLedger:
                 store.usage.setdefault(usage.record.id, usage)
                 if closes is not None:
                     store.progress.pop(closes, None)
+            for id_ in drops:
+                store.progress.pop(id_, None)
             return len(store.usage) - before
 
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:

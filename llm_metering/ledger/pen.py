@@ -49,6 +49,7 @@ class Pen:
         self._max_kept = max_kept
         self._kept: list[_Waiting] = []
         self._streams: dict[str, Progress] = {}
+        self._drops: set[str] = set()
         self._open_streams: set[str] = set()
         self._closed_streams: dict[str, None] = {}
         self._failures = 0
@@ -62,7 +63,7 @@ class Pen:
     @property
     def needed(self) -> bool:
         """Whether the ledger must stay open: streams under way have their progress rows in our lane."""
-        return bool(self._open_streams or self._streams or self._kept)
+        return bool(self._open_streams or self._waits())
 
     def retry_in(self) -> float | None:
         """Seconds until the next try, None while all is well."""
@@ -89,6 +90,12 @@ class Pen:
             self._streams[record.id] = Progress(Entry(record, self._lines_of(record)))
         except Exception as exc:
             self._telemetry.failure("ledger.progress", exc)
+
+    def drop(self, id_: str) -> None:
+        """Forget the progress of a stream: its answer is counted elsewhere."""
+        if id_ in self._open_streams:
+            self._drops.add(id_)
+        self._close_stream(id_)
 
     def write(self) -> None:
         """Commit all that waits, or keep it for later."""
@@ -136,15 +143,18 @@ class Pen:
         """False if the disk fails, or failed a moment ago."""
         if self.problem and time.monotonic() < self._retry_at:
             return False
-        if (self.problem or self._kept or self._streams) and not self.try_to_open():
+        if (self.problem or self._waits()) and not self.try_to_open():
             return False
-        while self._kept or self._streams:
+        while self._waits():
             if not self._write_group():
                 return False
         if self.problem is not None:
             self.problem, self._failures, self.refusing = None, 0, False
             self._telemetry.alarm("ledger.writing_again", "the ledger can be written again")
         return True
+
+    def _waits(self) -> bool:
+        return bool(self._kept or self._streams or self._drops)
 
     def _write_group(self) -> bool:
         group = self._kept[: self._max_group]
@@ -178,7 +188,10 @@ class Pen:
 
     def _commit(self, group: Sequence[_Waiting], streams: Sequence[Progress]) -> None:
         """Commit these, which are the first that wait, and tell those who wait for them."""
-        new = self.ledger.commit([entry for _, entry in group], streams, now=self._now())
+        entries = [entry for _, entry in group]
+        drops = tuple(self._drops)
+        new = self.ledger.commit(entries, streams, drops=drops, now=self._now())
+        self._drops.difference_update(drops)
         del self._kept[: len(group)]
         for progress in streams:
             self._streams.pop(progress.entry.record.id, None)

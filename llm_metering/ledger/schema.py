@@ -93,8 +93,7 @@ CREATE TABLE meter_event (
 CREATE INDEX meter_event_waiting ON meter_event (customer, event_name, next_attempt_at)
     WHERE next_attempt_at IS NOT NULL;
 CREATE INDEX meter_event_due ON meter_event (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
-CREATE INDEX meter_event_doubtful ON meter_event (state)
-    WHERE state IN ('SENDING', 'AMBIGUOUS', 'IN_DOUBT');
+CREATE INDEX meter_event_state ON meter_event (state);
 
 CREATE TABLE attempt (
     identifier TEXT NOT NULL,

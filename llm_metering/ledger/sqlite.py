@@ -128,11 +128,18 @@ class SqliteLedger:
         self._own()
         files.bind(self.folder, account)
 
+    @_translated
+    def account(self) -> str | None:
+        self._own()
+        return files.bound_account(self.folder)
+
     # ---- usage and events
 
     @_translated
-    def commit(self, entries: Sequence[Entry], progress: Sequence[Progress], *, now: float) -> int:
-        return self._own(now).commit(entries, progress, now=now)
+    def commit(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
+    ) -> int:
+        return self._own(now).commit(entries, progress, drops, now=now)
 
     @_translated
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:

@@ -59,11 +59,17 @@ class _Call(Generic[T]):
         return cast("T", self._result)
 
 
+class _Drop(str):
+    """The id of a stream whose progress is to be forgotten."""
+
+    __slots__ = ()
+
+
 class _Stop:
     """Ends the thread once everything queued before it is done."""
 
 
-_Item = Union[Ticket, UsageRecord, "_Call[object]", _Stop]  # a bare record is a stream's progress
+_Item = Union[Ticket, UsageRecord, "_Call[object]", _Drop, _Stop]  # a bare record is a stream's progress
 
 
 class Writer:
@@ -155,6 +161,12 @@ class Writer:
             self._queue.put(record)
             if self._state is not _State.RUNNING:
                 self._not_running()
+
+    def drop(self, record_id: str) -> None:
+        """Forget the progress row of this record: its answer was counted elsewhere."""
+        self._queue.put(_Drop(record_id))
+        if self._state is not _State.RUNNING:
+            self._not_running()
 
     def run(self, function: Callable[[Ledger], T], timeout_s: float | None = None) -> T:
         """Run `function(ledger)` on the writer's thread, after everything queued so far; return its result.
@@ -285,6 +297,8 @@ class Writer:
                     pen.add(item, item.record)
             elif type(item) is UsageRecord:
                 pen.note(item)
+            elif type(item) is _Drop:
+                pen.drop(item)
             elif type(item) is _Call:
                 pen.write()
                 self._run(item)

@@ -132,7 +132,7 @@ def test_a_ledger_that_is_not_open_says_so(bench):
 # ---- streams under way
 
 
-def test_progress_of_a_dead_process_becomes_partial_usage(bench):
+def test_progress_of_a_dead_process_becomes_usage(bench):
     bench.ledger.commit([], [progress("s", usage=Usage(input=5, output=7))], now=T0)
     assert bench.ledger.status(now=T0).streams_under_way == 1
     assert totals(bench.ledger)["recorded"] == 0
@@ -142,18 +142,16 @@ def test_progress_of_a_dead_process_becomes_partial_usage(bench):
     assert totals(ledger)["recorded"] == 12
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [("reported", "partial"), ("counted", "counted"), ("estimated", "estimated")]
-)
-def test_a_count_of_our_own_keeps_its_provenance(bench, before, after):
-    bench.ledger.commit([], [progress("s", provenance=before)], now=T0)
+@pytest.mark.parametrize("provenance", ["reported", "partial", "counted", "estimated"])
+def test_what_a_dead_process_noted_keeps_its_provenance(bench, provenance):
+    bench.ledger.commit([], [progress("s", provenance=provenance)], now=T0)
     ledger = bench.crash()
     if bench.kind == "memory":
-        assert only(ledger.records).provenance == after
+        assert only(ledger.records).provenance == provenance
     else:
         from tests.ledger.conftest import rows
 
-        assert rows(bench.path, "SELECT provenance FROM usage") == [(after,)]
+        assert rows(bench.path, "SELECT provenance FROM usage") == [(provenance,)]
 
 
 def test_only_the_latest_progress_of_a_stream_counts(bench):
@@ -173,6 +171,13 @@ def test_a_finished_stream_counts_once(bench, final):
 def test_a_stream_that_begins_and_ends_in_one_group_counts_once(bench):
     bench.ledger.commit([entry("s", line(9), closes="s")], [progress("s", line(3))], now=T0)
     assert totals(bench.crash())["recorded"] == 9
+
+
+def test_a_dropped_stream_leaves_nothing(bench):
+    bench.ledger.commit([], [progress("s"), progress("t")], now=T0)
+    bench.ledger.commit([], [], drops=["s", "unknown"], now=T0)
+    assert bench.ledger.status(now=T0).streams_under_way == 1
+    assert totals(bench.crash())["recorded"] == 10
 
 
 def test_progress_that_comes_after_the_record_is_ignored(bench):
@@ -650,9 +655,10 @@ def test_events_come_newest_first_and_by_state(ledger):
 
 
 def test_a_ledger_is_bound_to_one_account_for_good(bench):
+    assert bench.ledger.account() is None
     bench.ledger.bind("acct_1 (test)")
     bench.ledger.bind("acct_1 (test)")
-    assert bench.ledger.status(now=T0).account == "acct_1 (test)"
+    assert bench.ledger.account() == bench.ledger.status(now=T0).account == "acct_1 (test)"
     with pytest.raises(AccountMismatch, match=r"acct_1 \(test\).*acct_1 \(live\)"):
         bench.crash().bind("acct_1 (live)")
 

@@ -45,13 +45,13 @@ class Watched(MemoryLedger):
         self.closes += 1
         super().close()
 
-    def commit(self, entries: Any, progress: Any, *, now: float) -> int:
+    def commit(self, entries: Any, progress: Any, *, drops: Any = (), now: float) -> int:
         self.threads.add(threading.current_thread().name)
         self.at_gate.set()
         assert self.gate.wait(WAIT_S)
         if self.failing:
             raise self.failing
-        new = super().commit(entries, progress, now=now)
+        new = super().commit(entries, progress, drops=drops, now=now)
         self.groups.append([e.record.id for e in entries])
         return new
 
@@ -275,6 +275,21 @@ def test_a_stream_that_ended_leaves_no_progress_behind(writer, ledger, final):
     assert writer.flush(WAIT_S)
     assert ledger.status(now=T0).streams_under_way == 0
     assert ids(ledger) == [final]
+
+
+def test_a_stream_that_is_dropped_leaves_nothing(writer, ledger):
+    writer.progress(record("a"))
+    assert writer.flush(WAIT_S)
+    writer.progress(record("b"))
+    writer.drop("a")
+    writer.drop("b")
+    writer.drop("never seen")
+    writer.progress(record("a"))
+    assert writer.flush(WAIT_S)
+    assert ledger.status(now=T0).streams_under_way == 0
+    assert ids(ledger) == []
+    assert writer.stop(WAIT_S)
+    assert ledger.closes == 1
 
 
 # ---- what cannot be written
