@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from . import (
     control,
     customers,
     event_stream,
+    events,
     invoices,
     meter_events,
     meters,
     prices,
     products,
     subscriptions,
+    webhooks,
 )
+from .background import Background
 from .books import Books, read_books
 from .door import Door
 from .errors import Refusal, clash, rate_limited, server_fault
@@ -31,9 +36,9 @@ from .faults import BEFORE, Fault, Faults, header_fault
 from .service import Service
 from .store import Store
 from .switches import Switches
-from .usage import count_waiting
+from .upkeep import catch_up
 from .wire import Answer, Request
-from .world import Route, World
+from .world import Call, Route, World
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -50,6 +55,8 @@ ROUTES: tuple[Route, ...] = (
     *customers.ROUTES,
     *subscriptions.ROUTES,
     *invoices.ROUTES,
+    *events.ROUTES,
+    *webhooks.ROUTES,
 )
 logger = logging.getLogger("llm_metering.sandbox")
 
@@ -91,11 +98,12 @@ class SandboxApp:
         self.service = Service(self.world, ROUTES, keys)
         self.faults = Faults()
         self.door = Door()
+        self.background = Background(self.world, self.faults)
         self.under_way: set[tuple[str, ...]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._lifespan(receive, send)
             return
         if scope["type"] != "http":
             return
@@ -110,7 +118,7 @@ class SandboxApp:
             body,
         )
         if request.path.startswith("/_sandbox"):
-            await _send(send, control.answer(self, request))
+            await _send(send, await control.answer(self, request))
             await self._close_port()
             return
         await self._play(request, scope, receive, send)
@@ -121,11 +129,16 @@ class SandboxApp:
             return read_books(self.store, account=account, identifiers=identifiers)
 
     def settle(self) -> int:
-        """Count every event that waits for its delay now; return how many there were."""
+        """Count every event that waits for its delay now, and report what is wrong; return how many were
+        counted."""
         with self.store.transaction():
             return sum(
-                count_waiting(self.world, account, all_of_them=True) for account in self.store.accounts()
+                catch_up(Call(self.world, account, {}), all_of_them=True) for account in self.store.accounts()
             )
+
+    async def deliver_webhooks(self) -> int:
+        """Send every webhook that waits, whatever its time; return how many were taken."""
+        return await self.background.deliver(None)
 
     def reset(self) -> None:
         """Forget everything: objects, events, remembered answers and faults. Switches stay."""
@@ -216,6 +229,16 @@ class SandboxApp:
             await self._answer(request, fault)
         return Answer(status, b"<html><body><h1>Gateway</h1></body></html>", {}, "text/html")
 
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        work = asyncio.create_task(self.background.run())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+        await send({"type": "lifespan.shutdown.complete"})
+
     async def _close_port(self) -> None:
         for fault in self.faults.take_refusals():
             await self.door.refuse(1.0 if fault.seconds is None else fault.seconds)
@@ -287,11 +310,3 @@ def _start(answer: Answer) -> Message:
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()
     ]
     return {"type": "http.response.start", "status": answer.status, "headers": headers}
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

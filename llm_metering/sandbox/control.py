@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
     from .app import SandboxApp
 
 
-def answer(app: SandboxApp, request: Request) -> Answer:
+async def answer(app: SandboxApp, request: Request) -> Answer:
     """Answer a request to `/_sandbox/…`."""
     handler = _ROUTES.get((request.method, request.path.rstrip("/")))
     if handler is None:
         known = ", ".join(f"{method} {path}" for method, path in _ROUTES)
         return Answer(404, json_body({"error": {"message": f"The sandbox's own API has {known}."}}))
     try:
-        return Answer(200, json_body(handler(app, request)))
+        result = handler(app, request)
+        return Answer(200, json_body(await result if isawaitable(result) else result))
     except ValueError as exc:
         return Answer(400, json_body({"error": {"message": str(exc)}}))
 
@@ -41,6 +43,10 @@ def _books(app: SandboxApp, request: Request) -> Any:
 
 def _settle(app: SandboxApp, request: Request) -> Any:
     return {"counted": app.settle()}
+
+
+async def _deliver(app: SandboxApp, request: Request) -> Any:
+    return {"delivered": await app.deliver_webhooks()}
 
 
 def _reset(app: SandboxApp, request: Request) -> Any:
@@ -89,6 +95,7 @@ _ROUTES: dict[tuple[str, str], Callable[[SandboxApp, Request], Any]] = {
     ("GET", "/_sandbox/books"): _books,
     ("POST", "/_sandbox/settle"): _settle,
     ("POST", "/_sandbox/reset"): _reset,
+    ("POST", "/_sandbox/webhooks/deliver"): _deliver,
     ("GET", "/_sandbox/faults"): _faults,
     ("POST", "/_sandbox/faults"): _add_faults,
     ("DELETE", "/_sandbox/faults"): _clear_faults,

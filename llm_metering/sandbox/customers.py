@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .errors import invalid
+from .events import emit
 from .forms import (
     CREATED,
     EXPAND,
@@ -66,6 +67,7 @@ def create(call: Call) -> Doc:
     customer["created"] = call.world.time_of(call.account, customer)
     _set_invoice_settings(customer, given.get("invoice_settings", {}))
     call.store.insert(call.account, customer, clock=clock or "", owner=customer["email"] or "")
+    emit(call, "customer.created", public(customer))
     return public(customer)
 
 
@@ -85,6 +87,7 @@ def update(call: Call) -> Doc:
         customer["metadata"] = merged_metadata(customer["metadata"], given["metadata"])
     _set_invoice_settings(customer, given.get("invoice_settings", {}))
     call.store.save(call.account, customer)
+    emit(call, "customer.updated", public(customer), {})
     return public(customer)
 
 
@@ -98,6 +101,7 @@ def delete(call: Call) -> Doc:
             call.store.set_due(call.account, subscription, None)
     customer["deleted"] = True
     call.store.save(call.account, customer)
+    emit(call, "customer.deleted", public(customer))
     return _gone(customer)
 
 

@@ -57,7 +57,7 @@ def create(call: Call) -> Doc:
 def create_session(call: Call) -> Doc:
     """`POST /v2/billing/meter_event_session`: a token for the stream, good for 15 minutes."""
     now = call.now
-    session = {
+    session: Doc = {
         "id": call.new_id("mes_"),
         "object": SESSION,
         # The account's number leads from the token back to its account.
@@ -143,7 +143,7 @@ _ADJUST: Table = {
 }
 
 ROUTES = (
-    Route("POST", "/v2/billing/meter_events", create, _EVENT),
+    Route("POST", "/v2/billing/meter_events", create, _EVENT, catches_up=False),
     Route("POST", "/v2/billing/meter_event_session", create_session, {}),
     Route(
         "POST",
@@ -151,6 +151,7 @@ ROUTES = (
         stream,
         {"events": Required(array(hash_of(_EVENT), 100))},
         by_session=True,
+        catches_up=False,
     ),
     Route("POST", "/v2/billing/meter_event_adjustments", adjust, _ADJUST),
 )

@@ -23,8 +23,11 @@ Kind = Literal[
     "truncated",  # carried out; the answer breaks off in the middle
     "html",  # a page instead of JSON; with a status of 400 or more, not carried out
     "refuse",  # the port is closed for `seconds`, to every request
+    "webhook_lost",  # a webhook is not sent, and taken for delivered; `path` matches its URL
+    "webhook_twice",  # a webhook is sent twice
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+WEBHOOKS = frozenset({"webhook_lost", "webhook_twice"})
 BEFORE = frozenset({"500_before", "429", "429_lock", "409", "401", "403"})
 """Kinds under which the request is not carried out."""
 
@@ -103,9 +106,19 @@ class Faults:
 
     def meet(self, method: str, path: str, customer: str | None) -> Fault | None:
         """The fault that this request meets, used up by one."""
+        return self._meet(method, path, customer, webhooks=False)
+
+    def meet_webhook(self, url: str) -> Kind | None:
+        """What goes wrong with a webhook to this URL."""
+        fault = self._meet("POST", url, None, webhooks=True)
+        return None if fault is None else fault.kind
+
+    def _meet(self, method: str, path: str, customer: str | None, *, webhooks: bool) -> Fault | None:
         with self._lock:
             for n, fault in enumerate(self._waiting):
-                if fault.kind == "refuse" or not fault.match.fits(method, path, customer):
+                if fault.kind == "refuse" or (fault.kind in WEBHOOKS) is not webhooks:
+                    continue
+                if not fault.match.fits(method, path, customer):
                     continue
                 if fault.after:
                     self._waiting[n] = replace(fault, after=fault.after - 1)
@@ -149,7 +162,7 @@ def header_fault(text: str) -> Fault | None:
         fault = read_fault(given)
     except ValueError:
         return None
-    return None if fault.kind == "refuse" else fault
+    return None if fault.kind == "refuse" or fault.kind in WEBHOOKS else fault
 
 
 def _check_names(given: Mapping[str, Any], form: type) -> None:

@@ -14,7 +14,6 @@ from .money import plain
 from .periods import step
 from .store import Doc
 from .tariffs import item_value, style_of, tariff, usage_of
-from .usage import count_waiting
 from .world import Call, Route
 
 SHOWN_LINES = 10
@@ -163,7 +162,6 @@ def list_invoices(call: Call) -> Doc:
 
 def create_preview(call: Call) -> Doc:
     """`POST /v1/invoices/create_preview`: the next invoice, were it made of what is known now."""
-    count_waiting(call.world, call.account)
     given = call.params
     if "subscription" in given:
         subscription = call.find("subscription", given["subscription"], "subscription")

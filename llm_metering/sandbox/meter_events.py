@@ -10,7 +10,6 @@ from .usage import (
     PAST_S,
     V2_CODES,
     NewEvent,
-    count_waiting,
     customer_in,
     customer_missing,
     identifier_taken,
@@ -103,7 +102,6 @@ def check_timestamp(timestamp: int, now: int) -> None:
 
 def cancel(call: Call, event_name: str, identifier: str) -> str:
     """Cancel an event; "complete", or "pending" where it is not counted yet."""
-    count_waiting(call.world, call.account)
     row = call.store.db.execute(
         "SELECT seq, state FROM meter_event WHERE account=? AND identifier=? AND event_name=? "
         "AND received>? AND state<>'duplicate' ORDER BY seq DESC LIMIT 1",
@@ -149,6 +147,6 @@ _ADJUST: Table = {
 }
 
 ROUTES = (
-    Route("POST", "/v1/billing/meter_events", create, _CREATE),
+    Route("POST", "/v1/billing/meter_events", create, _CREATE, catches_up=False),
     Route("POST", "/v1/billing/meter_event_adjustments", adjust, _ADJUST),
 )

@@ -7,10 +7,11 @@ from decimal import Decimal
 
 from .aggregation import WINDOWS, Used, aggregate
 from .errors import invalid
+from .events import emit
 from .forms import EXPAND, LIST, Required, Table, choice, filled, hash_of, integer, text
 from .lists import page, page_of, public
 from .store import Doc
-from .usage import count_waiting, used_events
+from .usage import used_events
 from .world import Call, Route
 
 
@@ -43,6 +44,7 @@ def create(call: Call) -> Doc:
         "value_settings": {"event_payload_key": "value"} | given.get("value_settings", {}),
     }
     call.store.insert(call.account, meter, alias=meter["event_name"])
+    emit(call, "billing.meter.created", public(meter))
     return public(meter)
 
 
@@ -55,6 +57,7 @@ def update(call: Call) -> Doc:
     if "display_name" in call.params:
         meter.update(display_name=call.params["display_name"], updated=call.now)
         call.store.save(call.account, meter)
+        emit(call, "billing.meter.updated", public(meter), {})
     return public(meter)
 
 
@@ -84,7 +87,6 @@ def list_summaries(call: Call) -> Doc:
     start, end, window = given["start_time"], given["end_time"], given.get("value_grouping_window")
     _check_range(start, end, window)
     customer = call.find("customer", given["customer"], "customer")
-    count_waiting(call.world, call.account)
     events = used_events(call.store, call.account, meter, customer["id"], start, end)
     if window is None:
         summaries = [_summary(meter, customer["id"], start, end, events)]
@@ -106,6 +108,7 @@ def _switch(call: Call, status: str) -> Doc:
     meter["status_transitions"] = {"deactivated_at": now if status == "inactive" else None}
     meter["updated"] = now
     call.store.save(call.account, meter)
+    emit(call, f"billing.meter.{'deactivated' if status == 'inactive' else 'reactivated'}", public(meter))
     return public(meter)
 
 

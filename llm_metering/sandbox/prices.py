@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from .errors import invalid, missing_parameter
+from .events import emit
 from .forms import (
     CREATED,
     EXPAND,
@@ -60,6 +61,7 @@ def create(call: Call) -> Doc:
     }
     call.store.insert(call.account, price, owner=product["id"])
     _set_lookup_key(call, price)
+    emit(call, "price.created", shown_price(price))
     return shown_price(price)
 
 
@@ -78,6 +80,7 @@ def update(call: Call) -> Doc:
     if "metadata" in given:
         price["metadata"] = merged_metadata(price["metadata"], given["metadata"])
     _set_lookup_key(call, price)
+    emit(call, "price.updated", shown_price(price), {})
     return shown_price(price)
 
 

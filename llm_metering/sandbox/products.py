@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import invalid
+from .events import emit
 from .forms import (
     CREATED,
     EXPAND,
@@ -27,8 +28,7 @@ from .world import Call, Route
 
 
 def create(call: Call) -> Doc:
-    product = make_product(call, call.params)
-    return public(product)
+    return public(make_product(call, call.params))
 
 
 def make_product(call: Call, given: dict[str, Any]) -> Doc:
@@ -59,6 +59,7 @@ def make_product(call: Call, given: dict[str, Any]) -> Doc:
         "url": unset(given.get("url")),
     }
     call.store.insert(call.account, product)
+    emit(call, "product.created", public(product))
     return product
 
 
@@ -77,6 +78,7 @@ def update(call: Call) -> Doc:
             raise invalid("The default price must belong to this product.", "default_price")
     product.update(changes, updated=call.now)
     call.store.save(call.account, product)
+    emit(call, "product.updated", public(product), {})
     return public(product)
 
 
@@ -99,6 +101,7 @@ def delete(call: Call) -> Doc:
     if call.store.owned(call.account, "price", product["id"]):
         raise invalid("This product cannot be deleted because it has one or more user-created prices.")
     call.store.remove(call.account, product)
+    emit(call, "product.deleted", public(product))
     return {"id": product["id"], "object": "product", "deleted": True}
 
 

@@ -60,6 +60,11 @@ class Sandbox:
         """Count every event that waits for its delay now; return how many there were."""
         return self.app.settle()
 
+    def deliver_webhooks(self) -> int:
+        """Send every webhook that waits, whatever its time; return how many were taken."""
+        done = asyncio.run_coroutine_threadsafe(self.app.deliver_webhooks(), self._loop())
+        return done.result(60)
+
     def reset(self) -> None:
         """Forget everything. Switches stay."""
         self.app.reset()

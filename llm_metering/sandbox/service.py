@@ -14,6 +14,7 @@ from .errors import Refusal, bad_key, invalid, server_fault, unknown_url
 from .expansion import expand_answer
 from .forms import decode_form, read_params
 from .store import Account
+from .upkeep import catch_up
 from .wire import Answer, Request, api_key, bearer, json_body
 from .world import API_VERSION, SESSION, Call, Route, World, account_id
 
@@ -122,6 +123,9 @@ class Service:
         try:
             params = read_params(request.params(), route.params)
             call = Call(self.world, account, params, args)
+            if route.catches_up:
+                with self.world.store.transaction():
+                    catch_up(Call(self.world, account, {}))
             with self.world.store.transaction():
                 doc = route.handler(call)
                 if "expand" in params:

@@ -31,17 +31,26 @@ CREATE INDEX IF NOT EXISTS document_due ON document (account, clock, due) WHERE 
 CREATE TABLE IF NOT EXISTS meter_event (
   seq INTEGER PRIMARY KEY, account INTEGER NOT NULL, identifier TEXT NOT NULL, event_name TEXT NOT NULL,
   payload TEXT NOT NULL, timestamp INTEGER NOT NULL, received REAL NOT NULL, due REAL NOT NULL,
-  via TEXT NOT NULL, state TEXT NOT NULL, error TEXT, meter TEXT, customer TEXT, value TEXT);
+  via TEXT NOT NULL, state TEXT NOT NULL, error TEXT, meter TEXT, customer TEXT, value TEXT,
+  judged REAL, reported INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS meter_event_identifier ON meter_event (account, identifier, received);
 CREATE INDEX IF NOT EXISTS meter_event_waiting ON meter_event (account, due) WHERE state = 'waiting';
 CREATE INDEX IF NOT EXISTS meter_event_usage ON meter_event (account, meter, customer, timestamp)
   WHERE state = 'counted';
+CREATE INDEX IF NOT EXISTS meter_event_unreported ON meter_event (account)
+  WHERE state = 'refused' AND reported = 0;
+CREATE TABLE IF NOT EXISTS delivery (
+  n INTEGER PRIMARY KEY, account INTEGER NOT NULL, endpoint TEXT NOT NULL, event TEXT NOT NULL,
+  url TEXT NOT NULL, secret TEXT NOT NULL, body TEXT NOT NULL, due REAL NOT NULL,
+  attempts INTEGER NOT NULL, state TEXT NOT NULL, status INTEGER);
+CREATE INDEX IF NOT EXISTS delivery_waiting ON delivery (due) WHERE state = 'waiting';
 CREATE TABLE IF NOT EXISTS answer (
   account INTEGER NOT NULL, key TEXT NOT NULL, path TEXT NOT NULL, form BLOB NOT NULL,
   status INTEGER NOT NULL, body BLOB NOT NULL, request TEXT NOT NULL, until REAL NOT NULL,
   PRIMARY KEY (account, key)) WITHOUT ROWID;
 """
-_TABLES = ("account", "document", "meter_event", "answer")
+_TABLES = ("account", "document", "meter_event", "delivery", "answer")
+_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,12 @@ class Store:
             self.db.execute("PRAGMA synchronous=NORMAL")
             # Each checkpoint waits for the disk; at 40 MB they are rare enough not to be noticed.
             self.db.execute("PRAGMA wal_autocheckpoint=10000")
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            self.db.close()
+            raise ValueError(f"{path} was written by another version of the sandbox; take a new file")
         self.db.executescript(_SCHEMA)
+        self.db.execute(f"PRAGMA user_version={_VERSION}")
 
     def close(self) -> None:
         with self.lock:

@@ -29,7 +29,6 @@ from .periods import period_at
 from .prices import shown_price
 from .store import Doc
 from .tariffs import item_value, style_of, usage_of
-from .usage import count_waiting
 from .world import Call, Route
 
 
@@ -284,7 +283,6 @@ def _bill_first(
     call: Call, subscription: Doc, customer: Doc, docs: list[Doc], backdated: int | None, now: int
 ) -> None:
     """Make the first invoice, where there is something to put on it, and see to its payment."""
-    count_waiting(call.world, call.account)
     items: list[Item] = [item_value(call.world, call.account, doc) for doc in docs]
     usage = usage_of(call.world, call.account, customer["id"])
     mode = subscription["billing_mode"]["type"]

@@ -57,6 +57,12 @@ class Switches:
     """Seconds that a meter event call takes. Above 0, calls of one customer and meter can clash."""
     rate_limits: bool = False
     """Answer 429 beyond Stripe's published limits (25 requests/s in test mode)."""
+    error_window_s: float = 10.0
+    """Seconds of unusable events that one error report covers; contract: 10 in the samples."""
+    webhook_retry_s: float = 5.0
+    """Seconds until a webhook that was not taken is sent again; doubled each time."""
+    webhook_attempts: int = 12
+    """How often a webhook is sent before it is given up."""
     finalize_after_s: int = 3_600
     """Seconds from a renewal's draft invoice to its finalisation, the grace period: up to 72 h."""
 

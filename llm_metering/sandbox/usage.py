@@ -107,8 +107,13 @@ def count_waiting(world: World, account: Account, *, all_of_them: bool = False) 
             )
         elif problem is not None:
             db.execute(
-                "UPDATE meter_event SET state='refused', error=?, meter=? WHERE seq=?",
-                (f"{problem.code}: {problem.message}", None if meter is None else meter["id"], seq),
+                "UPDATE meter_event SET state='refused', error=?, meter=?, judged=? WHERE seq=?",
+                (
+                    f"{problem.code}: {problem.message}",
+                    None if meter is None else meter["id"],
+                    world.now(),
+                    seq,
+                ),
             )
     return len(rows)
 

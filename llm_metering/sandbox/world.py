@@ -27,6 +27,8 @@ class World:
         self.store = store
         self.now = now
         self.switches = switches
+        self.wake: Callable[[], None] = lambda: None
+        """Called when a webhook is to be sent."""
         # A seeded sandbox that continues an old file must not give out the same ids again.
         self._letters = random.Random(None if seed is None else f"{seed}:{store.documents()}")  # noqa: S311
         self._requests = random.Random()  # noqa: S311 -- seeded ids must not depend on how often one reads
@@ -102,6 +104,8 @@ class Route:
     params: Table
     by_session: bool = False
     """The key is a meter event session's token."""
+    catches_up: bool = True
+    """Whether what is due by now happens first. Taking events in does not wait for that."""
 
 
 def account_id(key: str) -> str:
