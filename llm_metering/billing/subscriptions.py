@@ -120,7 +120,7 @@ def subscribe(
         **_collecting(collection, days_until_due),
     }
     with doing(f"subscribing {customer} to {chosen.name!r}"):
-        return _find_or_create(client, params, account)
+        return _find_or_create(client, params, _meters_charged(chosen, account))
 
 
 def check_prices(
@@ -164,7 +164,8 @@ def _check_prices(catalog: Catalog, offer: Offer, account: Account, *, exact: bo
                 f"the account has no price {change.key!r}; set the catalog up first "
                 f"(apply(), or llm-metering setup …), and check currency and interval"
             )
-        if change.action == "reactivate":
+        found = account.get("price", change.key)
+        if found is not None and not found.active:
             raise BillingError(f"price {change.key!r} ({change.id}) is archived; apply the catalog again")
         if change.action == "replace" and exact:
             differs = "; ".join(f"{d.field} is {d.found}, not {d.wanted}" for d in change.differences)
@@ -199,7 +200,15 @@ def _collecting(collection: Collection, days_until_due: int) -> dict[str, Any]:
     return {"collection_method": "charge_automatically"}
 
 
-def _find_or_create(client: StripeClient, params: dict[str, Any], account: Account) -> Subscription:
+def _meters_charged(offer: Offer, account: Account) -> dict[str, str]:
+    """Event name of each meter that the offer's prices charge, by Stripe's id."""
+    prices = [account.get("price", item.price) for item in offer.items]
+    names = [str(p.fixed["meter"]) for p in prices if p is not None and p.fixed["meter"] is not None]
+    ids = account.ids("meter")
+    return {ids.get(name, name): name for name in names}
+
+
+def _find_or_create(client: StripeClient, params: dict[str, Any], meters: Mapping[str, str]) -> Subscription:
     import stripe
 
     customer = str(params["customer"])
@@ -209,7 +218,7 @@ def _find_or_create(client: StripeClient, params: dict[str, Any], account: Accou
         found = _matching(standing, params["items"])
         if found:
             return found
-        _refuse_double_billing(standing, account)
+        _refuse_double_billing(standing, meters)
         # A new key once an older subscription has ended: Stripe would replay that one for a day.
         newest = existing[0].id if existing else None
         try:
@@ -242,11 +251,10 @@ def _matching(standing: Sequence[Subscription], items: list[dict[str, Any]]) -> 
     return None
 
 
-def _refuse_double_billing(standing: Sequence[Subscription], account: Account) -> None:
-    meters = {meter: name for name, meter in account.ids("meter").items()}
+def _refuse_double_billing(standing: Sequence[Subscription], meters: Mapping[str, str]) -> None:
     for subscription in standing:
         for item in subscription.items:
-            if item.meter in meters:
+            if item.meter is not None and item.meter in meters:
                 raise BillingError(
                     f"{subscription.customer} is billed for meter {meters[item.meter]!r} already, by "
                     f"{subscription.id} ({item.lookup_key or item.price}); a second price on the same meter "

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigurationError, MeteringError
-from . import invoicing, selling, serving, standing
+from . import applying, estimating, invoicing, serving, standing, subscribing
 from .options import Command
 from .screen import complain
 
@@ -30,11 +30,14 @@ setup = typer.Typer(help="Set up one of Stripe's pricing guides: meter, products
 app.add_typer(setup, name="setup")
 
 app.command("sandbox", cls=Command)(serving.sandbox)
-setup.command("pay-as-you-go", cls=Command)(selling.pay_as_you_go)
-setup.command("flat-fee", cls=Command)(selling.flat_fee)
-app.command("subscribe", cls=Command)(selling.subscribe_command)
+setup.command("pay-as-you-go", cls=Command)(applying.pay_as_you_go)
+setup.command("flat-fee", cls=Command)(applying.flat_fee)
+app.command("plan", cls=Command)(applying.plan)
+app.command("apply", cls=Command)(applying.apply)
+app.command("subscribe", cls=Command)(subscribing.subscribe)
 app.command("test-event", cls=Command)(invoicing.send)
 app.command("preview", cls=Command)(invoicing.preview)
+app.command("estimate", cls=Command)(estimating.estimate)
 app.command("status", cls=Command)(standing.status)
 app.command("usage", cls=Command)(standing.usage)
 

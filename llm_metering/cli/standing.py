@@ -47,7 +47,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show what is recorded, pending, accepted, in doubt and dead, and whether the books are conserved."""
-    folder, view = _open(ledger)
+    folder, view = open_ledger(ledger)
     now = time.time()
     standing, balances, usages = view.status(now=now), view.balances(), _usages(view.usage_sums())
     screen = Screen(as_json=as_json)
@@ -76,7 +76,7 @@ def usage(
     """Show the ledger's usage by customer, model and token type."""
     if as_csv and as_json:
         raise ConfigurationError("--csv and --json exclude each other")
-    _, view = _open(ledger)
+    _, view = open_ledger(ledger)
     usages = [u for u in _usages(view.usage_sums()) if customer in (None, u.customer)]
     if as_csv:
         out = csv.writer(sys.stdout, lineterminator="\n")
@@ -88,7 +88,8 @@ def usage(
     _show_usage(screen, usages)
 
 
-def _open(ledger: str | None) -> tuple[str, LedgerView]:
+def open_ledger(ledger: str | None) -> tuple[str, LedgerView]:
+    """The folder that is meant, and its books."""
     folder = ledger or Settings.from_env().ledger
     if folder.startswith("memory:"):
         raise ConfigurationError("a ledger in memory cannot be looked into from outside; name a folder")

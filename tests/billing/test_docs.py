@@ -31,6 +31,11 @@ def test_every_action_of_a_plan_is_documented_with_its_sign() -> None:
         assert f"| `{sign}` | {action} |" in PAGE
 
 
+def test_the_toml_of_the_page_is_a_catalog() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert [offer.name for offer in billing.parse_catalog(text).offers] == ["usage", "pay-as-you-go"]
+
+
 def test_the_code_of_the_page_runs_and_prints_what_it_says(sandbox, capsys) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     assert "http://127.0.0.1:12111" in code

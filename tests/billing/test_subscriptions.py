@@ -111,6 +111,14 @@ def test_a_second_price_on_the_same_meter_is_refused(client, line, jenny) -> Non
     assert len(line.writes) == writes
 
 
+def test_another_meter_may_be_billed_beside_the_first(client, jenny) -> None:
+    both = PAYG | PayAsYouGo(event_name="images", name="images")
+    apply(both, client)
+    subscribe(client, jenny, both, offer="pay-as-you-go")
+    assert subscribe(client, jenny, both, offer="images").created
+    assert len(find_subscriptions(client, jenny)) == 2
+
+
 def test_a_subscriber_of_a_replaced_price_is_not_given_the_new_one_beside_it(client, jenny) -> None:
     subscribe(client, jenny, PAYG)
     dearer = PayAsYouGo(amount="0.05")
@@ -188,8 +196,9 @@ def test_prices_with_other_figures_are_refused_unless_asked_for(client, jenny) -
 def test_an_archived_price_is_refused_with_what_to_do(client, jenny) -> None:
     price = apply(PAYG, client).prices["hypernian_tokens.pay_as_you_go.usd.month"]
     client.v1.prices.update(price, {"active": False})
-    with pytest.raises(BillingError, match="is archived; apply the catalog again"):
-        check_prices(client, PAYG)
+    for catalog, exact in ((PAYG, True), (PayAsYouGo(amount=1), False)):
+        with pytest.raises(BillingError, match="is archived; apply the catalog again"):
+            check_prices(client, catalog, exact=exact)
 
 
 def test_an_unknown_customer_is_named(client, jenny) -> None:

@@ -1,28 +1,18 @@
-"""`setup` and `subscribe`: put a pricing guide into an account, and a customer onto it."""
+"""`setup`, `plan` and `apply`: show what an account lacks of a catalog, and make it match."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..billing import (
-    Applied,
-    Catalog,
-    FlatFeeWithOverages,
-    PayAsYouGo,
-    Plan,
-    Subscription,
-    check_prices,
-    create_customer,
-    subscribe,
-)
+from ..billing import Applied, Catalog, FlatFeeWithOverages, PayAsYouGo, Plan
 from ..billing import apply as apply_plan
 from ..billing import plan as make_plan
 from ..billing.guides import FLAT_FEE, PAY_AS_YOU_GO
 from ..billing.planning import SIGNS
-from ..billing.subscriptions import BillingMode, Collection
-from ..errors import BillingError, ConfigurationError
+from ..errors import BillingError
+from .catalogs import Aggregation, Currency, EventName, Interval, LicenseBilled, MeterName, given, named
 from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen, row, table
 
@@ -37,21 +27,7 @@ Replace = Annotated[
         help="Allow new prices to take over from prices with other amounts; subscribers keep the old ones.",
     ),
 ]
-Currency = Annotated[str | None, typer.Option("--currency", help="Three letters (default: usd).")]
-Interval = Annotated[
-    str | None, typer.Option("--interval", help="day, week, month or year (default: month).")
-]
-EventName = Annotated[
-    str | None, typer.Option("--event-name", help="The meter's event name (default: hypernian_tokens).")
-]
-MeterName = Annotated[
-    str | None, typer.Option("--meter-name", help='Shown in the Dashboard (default: "Hypernian tokens").')
-]
-Aggregation = Annotated[str | None, typer.Option("--aggregation", help="sum, count or last (default: sum).")]
-LicenseBilled = Annotated[
-    str | None,
-    typer.Option("--license-billed", help="in_advance, or with_usage in arrears (default: in_advance)."),
-]
+File = Annotated[str, typer.Argument(metavar="CATALOG", help="A catalog in TOML, or the name of a guide.")]
 
 _COLOURS = {
     "create": "green", "adopt": "cyan", "reactivate": "cyan", "update": "yellow", "replace": "yellow",
@@ -84,7 +60,7 @@ def pay_as_you_go(
 ) -> None:
     """Charge for every package of tokens begun: 0.04 USD per 100, monthly, in arrears."""
     catalog = PayAsYouGo(
-        **_given(
+        **given(
             amount=amount,
             package_size=package_size,
             product_name=product_name,
@@ -137,7 +113,7 @@ def flat_fee(
 ) -> None:
     """Charge a fee in advance and tokens above those included: 100 USD, 1000 tokens, then 0.04 USD each."""
     catalog = FlatFeeWithOverages(
-        **_given(
+        **given(
             license_amount=license_amount,
             included=included,
             overage_amount=overage_amount,
@@ -156,90 +132,41 @@ def flat_fee(
     _set_up(catalog, target, FLAT_FEE, dry_run=dry_run, replace=replace, as_json=as_json)
 
 
-def subscribe_command(
-    offer: Annotated[str, typer.Argument(metavar="PLAN", help=f"{PAY_AS_YOU_GO} or {FLAT_FEE}.")],
-    customer: Annotated[str | None, typer.Option("--customer", help="Stripe customer id.")] = None,
-    new_customer: Annotated[
-        str | None, typer.Option("--new-customer", metavar="NAME", help="Make a customer of this name.")
-    ] = None,
-    seats: Annotated[
-        int | None, typer.Option("--seats", help="Quantity of the licence (default: 1).")
-    ] = None,
-    billing_mode: Annotated[str, typer.Option("--billing-mode", help="flexible or classic.")] = "flexible",
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            "--collection",
-            help="charge_automatically, send_invoice or default_incomplete (default: send_invoice where "
-            "a fee is due at first, else charge_automatically).",
-        ),
-    ] = None,
-    days_until_due: Annotated[
-        int, typer.Option("--days-until-due", help="To pay a sent invoice.", min=0)
-    ] = 30,
-    currency: Currency = None,
-    interval: Interval = None,
-    event_name: EventName = None,
-    license_billed: LicenseBilled = None,
+def plan(
+    catalog: File,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if the account does not match.")
+    ] = False,
     api_key: ApiKey = None,
     api_base: ApiBase = None,
     sandbox: Sandbox = None,
     live: Live = False,
     as_json: Json = False,
 ) -> None:
-    """Subscribe a customer to a plan that was set up. Run again, it finds the subscription it made."""
-    if (customer is None) == (new_customer is None):
-        raise ConfigurationError("say who subscribes: --customer cus_… or --new-customer NAME")
-    catalog = _guide(offer, currency, interval, event_name, license_billed)
-    quantities = _seats(catalog, seats)
+    """Compare a catalog with the account and show what would be done. Changes nothing."""
+    wanted = named(catalog)
     screen = Screen(as_json=as_json)
+    with Target(api_key, api_base, sandbox, live).client() as client:
+        made = make_plan(wanted, client)
+    screen.document({"plan": made.as_dict()})
+    show_plan(screen, made)
+    screen.say(f"{made.summary[:1].upper()}{made.summary[1:]}.")
+    if check and not made.done:
+        raise typer.Exit(1)
+
+
+def apply(
+    catalog: File,
+    replace: Replace = False,
+    api_key: ApiKey = None,
+    api_base: ApiBase = None,
+    sandbox: Sandbox = None,
+    live: Live = False,
+    as_json: Json = False,
+) -> None:
+    """Make the account match a catalog. May be run again, after anything."""
     target = Target(api_key, api_base, sandbox, live)
-    with target.client() as client:
-        if customer is None:
-            check_prices(client, catalog, exact=False)
-            customer = create_customer(client, str(new_customer))
-        made = subscribe(
-            client,
-            customer,
-            catalog,
-            quantities=quantities,
-            billing_mode=cast("BillingMode", billing_mode),
-            collection=cast("Collection | None", collection),
-            days_until_due=days_until_due,
-            exact=False,
-        )
-    screen.document({"subscription": made})
-    _show_subscription(screen, made)
-    screen.say(f"Next: llm-metering test-event --customer {made.customer} --value 3000{target.flags}")
-
-
-def _given(**arguments: Any) -> dict[str, Any]:
-    """Only what was said; the guides' own defaults stand for the rest."""
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _guide(
-    offer: str, currency: str | None, interval: str | None, event_name: str | None, license_billed: str | None
-) -> Catalog:
-    """The catalog whose prices have the keys of that plan; its amounts do not matter here."""
-    said = _given(currency=currency, interval=interval, event_name=event_name)
-    if offer == PAY_AS_YOU_GO:
-        if license_billed is not None:
-            raise ConfigurationError(f"--license-billed belongs to {FLAT_FEE}")
-        return PayAsYouGo(amount=1, **said)
-    if offer == FLAT_FEE:
-        said |= _given(license_billed=license_billed)
-        return FlatFeeWithOverages(license_amount=1, overage_amount=1, **said)
-    raise ConfigurationError(f"there is no plan {offer!r}; there are {PAY_AS_YOU_GO} and {FLAT_FEE}")
-
-
-def _seats(catalog: Catalog, seats: int | None) -> dict[str, int]:
-    if seats is None:
-        return {}
-    licences = [price.key for price in catalog.prices if not price.metered]
-    if not licences:
-        raise ConfigurationError("--seats needs a plan with a licence fee in advance")
-    return {licences[0]: seats}
+    _set_up(named(catalog), target, catalog, dry_run=False, replace=replace, as_json=as_json)
 
 
 def _set_up(
@@ -258,7 +185,13 @@ def _set_up(
             applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
     screen.document({"dry_run": False, "plan": plan.as_dict(), "applied": applied.as_dict()})
     _show_applied(screen, applied)
-    screen.say(f"Next: llm-metering subscribe {name} --new-customer 'John Doe'{target.flags}")
+    screen.say(
+        f"Next: llm-metering subscribe {name}{_offer(catalog)} --new-customer 'John Doe'{target.flags}"
+    )
+
+
+def _offer(catalog: Catalog) -> str:
+    return "" if len(catalog.offers) < 2 else f" --offer {catalog.offers[0].name}"
 
 
 def _advance(bar: Progress | None) -> None:
@@ -297,16 +230,3 @@ def _show_applied(screen: Screen, applied: Applied) -> None:
         for name, id_at_stripe in names.items():
             row(ids, kind, name, id_at_stripe)
     screen.table(ids)
-
-
-def _show_subscription(screen: Screen, made: Subscription) -> None:
-    verb = "is subscribed" if made.created else "was subscribed already"
-    screen.say(f"{made.customer} {verb}: {made.id} ({made.status}, {made.billing_mode})")
-    items = table("price", "Stripe id", "quantity", right=["quantity"])
-    for item in made.items:
-        row(items, item.lookup_key, item.price, "metered" if item.meter else item.quantity)
-    screen.table(items)
-    if made.collection_method == "send_invoice":
-        screen.say(
-            "Invoices are sent, not charged; --collection charge_automatically needs a payment method."
-        )

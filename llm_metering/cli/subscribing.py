@@ -1,0 +1,125 @@
+"""`subscribe`: put a customer onto a plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+
+from ..billing import Catalog, Offer, Subscription, check_prices, create_customer, load_catalog
+from ..billing import subscribe as subscribe_customer
+from ..billing.guides import EVENT_NAME, FLAT_FEE, PAY_AS_YOU_GO
+from ..billing.subscriptions import BillingMode, Collection
+from ..errors import ConfigurationError
+from .catalogs import Currency, EventName, Interval, LicenseBilled, is_file, keys_of
+from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
+from .screen import Screen, row, table
+
+
+def subscribe(
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help=f"{PAY_AS_YOU_GO}, {FLAT_FEE} or a catalog in a .toml file.")
+    ],
+    customer: Annotated[str | None, typer.Option("--customer", help="Stripe customer id.")] = None,
+    new_customer: Annotated[
+        str | None, typer.Option("--new-customer", metavar="NAME", help="Make a customer of this name.")
+    ] = None,
+    offer: Annotated[
+        str | None, typer.Option("--offer", help="Which offer of a catalog with several.")
+    ] = None,
+    seats: Annotated[
+        int | None, typer.Option("--seats", help="Quantity of the licence (default: 1).")
+    ] = None,
+    billing_mode: Annotated[str, typer.Option("--billing-mode", help="flexible or classic.")] = "flexible",
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection",
+            help="charge_automatically, send_invoice or default_incomplete (default: send_invoice where "
+            "a fee is due at first, else charge_automatically).",
+        ),
+    ] = None,
+    days_until_due: Annotated[
+        int, typer.Option("--days-until-due", help="To pay a sent invoice.", min=0)
+    ] = 30,
+    currency: Currency = None,
+    interval: Interval = None,
+    event_name: EventName = None,
+    license_billed: LicenseBilled = None,
+    api_key: ApiKey = None,
+    api_base: ApiBase = None,
+    sandbox: Sandbox = None,
+    live: Live = False,
+    as_json: Json = False,
+) -> None:
+    """Subscribe a customer to a plan that was set up. Run again, it finds the subscription it made."""
+    if (customer is None) == (new_customer is None):
+        raise ConfigurationError("say who subscribes: --customer cus_… or --new-customer NAME")
+    catalog, exact = _catalog(plan, currency, interval, event_name, license_billed)
+    chosen = catalog.offer(offer)
+    quantities = _seats(catalog, chosen, seats)
+    screen = Screen(as_json=as_json)
+    target = Target(api_key, api_base, sandbox, live)
+    with target.client() as client:
+        if customer is None:
+            check_prices(client, catalog, offer=chosen.name, exact=exact)
+            customer = create_customer(client, str(new_customer))
+        made = subscribe_customer(
+            client,
+            customer,
+            catalog,
+            offer=chosen.name,
+            quantities=quantities,
+            billing_mode=cast("BillingMode", billing_mode),
+            collection=cast("Collection | None", collection),
+            days_until_due=days_until_due,
+            exact=exact,
+        )
+    screen.document({"subscription": made})
+    _show(screen, made)
+    name = _meter_of(catalog, chosen)
+    if name is not None:
+        event = "" if name == EVENT_NAME else f" --event-name {name}"
+        who = f"--customer {made.customer} --value 3000{event}"
+        screen.say(f"Next: llm-metering test-event {who}{target.flags}")
+
+
+def _catalog(
+    plan: str, currency: str | None, interval: str | None, event_name: str | None, license_billed: str | None
+) -> tuple[Catalog, bool]:
+    """The catalog, and whether its prices must be as it says: a guide is named here without its amounts."""
+    said = {"currency": currency, "interval": interval, "event_name": event_name}
+    if not is_file(plan):
+        return keys_of(plan, license_billed=license_billed, **said), False
+    for name, value in {**said, "license_billed": license_billed}.items():
+        if value is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} belongs to the guides; {plan} says its own")
+    return load_catalog(plan), True
+
+
+def _seats(catalog: Catalog, offer: Offer, seats: int | None) -> dict[str, int]:
+    if seats is None:
+        return {}
+    licences = [item.price for item in offer.items if not catalog.price(item.price).metered]
+    if len(licences) != 1:
+        raise ConfigurationError(
+            f"--seats needs a plan with a licence fee in advance; {offer.name} has {len(licences)}"
+        )
+    return {licences[0]: seats}
+
+
+def _meter_of(catalog: Catalog, offer: Offer) -> str | None:
+    return next((m for item in offer.items if (m := catalog.price(item.price).meter) is not None), None)
+
+
+def _show(screen: Screen, made: Subscription) -> None:
+    verb = "is subscribed" if made.created else "was subscribed already"
+    screen.say(f"{made.customer} {verb}: {made.id} ({made.status}, {made.billing_mode})")
+    items = table("price", "Stripe id", "quantity", right=["quantity"])
+    for item in made.items:
+        row(items, item.lookup_key, item.price, "metered" if item.meter else item.quantity)
+    screen.table(items)
+    if made.collection_method == "send_invoice":
+        screen.say(
+            "Invoices are sent, not charged; --collection charge_automatically needs a payment method."
+        )
