@@ -107,18 +107,21 @@ class AppAnswer:
             self._timer.cancel()
         if tally is None or not self._began:
             return
+        tap = self._tap
         try:
-            if self._tap is not None:
+            if tap is not None:
                 tally.feed_aside(self.aside)
             if self._is_covered():
-                if self._tap is not None:
-                    self._tap.discard()
-            elif self._tap is not None:
-                self._tap.finish(complete)
+                if tap is not None:
+                    tap.discard()
+            elif tap is not None:
+                tap.finish(complete)
             else:
                 self._record(tally.result())
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
+        # The tap knows us, and we know the tap: let go, so that nothing waits for the garbage collector.
+        self._tap = self._timer = None
 
     def fail(self, exc: Exception) -> None:
         """An error of our own while reading: the answer goes on, and what is read of it is marked."""

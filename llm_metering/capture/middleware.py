@@ -15,6 +15,7 @@ from .answers import LOOK_AFTER_BYTES, AppAnswer
 from .context import Scope, is_on_disk
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
+from .waiting import marked_as_coroutine_function
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -154,16 +155,16 @@ class MeteringMiddleware:
                     await self._before_last(request)
             await send(message)
 
-        return answer, receive_kept, send_read
+        return answer, receive_kept, marked_as_coroutine_function(send_read)
 
     def _watching(self, request: Scope, send: Send) -> Send:
         """For other routes: only a last message may have to wait."""
         holds = self._holds
 
-        def send_watched(message: Message) -> Awaitable[None]:
-            return send_held(message) if request.recorded else send(message)
-
-        async def send_held(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
+            if not request.recorded:
+                await send(message)
+                return
             kind = message["type"]
             if holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
                 await self._before_last(request)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from threading import Condition
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
 
     from ..protocols import Ticket
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
@@ -23,6 +26,19 @@ async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
         for ticket in tickets:
             await to_thread.run_sync(ticket.wait, timeout_s, abandon_on_cancel=True)
     return all(ticket.done for ticket in tickets)
+
+
+def marked_as_coroutine_function(function: F) -> F:
+    """Mark a plain function whose result is awaited: bridges to other servers ask before they call it."""
+    import inspect
+
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    import asyncio
+
+    # What inspect.markcoroutinefunction does from Python 3.12 on.
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+    return function
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:

@@ -146,6 +146,25 @@ async def test_embeddings_and_responses_are_read(new_home, wire):
         assert home.books.only.usage.total == total
 
 
+async def test_send_stays_a_coroutine_function_for_those_who_ask(home, wire):
+    """asgiref's bridge for WSGI apps warns of a `send` that is none, and warnings are errors here."""
+    from asgiref.sync import async_to_sync, sync_to_async
+
+    body = json.dumps(wire.chat()).encode()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sync_send = async_to_sync(send)
+        async_to_sync(receive)
+        head = [(b"content-type", b"application/json")]
+        await sync_to_async(sync_send)({"type": "http.response.start", "status": 200, "headers": head})
+        await sync_to_async(sync_send)({"type": "http.response.body", "body": body[:9], "more_body": True})
+        await sync_to_async(sync_send)({"type": "http.response.body", "body": body[9:]})
+
+    for path in ("/v1/chat/completions", "/other"):
+        assert (await wire.exchange(metered(app, home), path)).body == body
+    assert home.books.only.usage.total == 15
+
+
 # What is not read.
 
 
