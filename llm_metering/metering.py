@@ -139,6 +139,7 @@ class Metering:
         with self._lock:
             if not self._started:
                 return
+            self._counter.settle(self.settings.drain_s)
             self._started = False
             self._retry_start_at = 0.0
             self._flusher.stop(self.settings.drain_s)
@@ -150,6 +151,7 @@ class Metering:
         For scripts and tests. A service needs no flush.
         """
         self.start()
+        self._counter.settle(timeout_s)
         self._writer.flush(timeout_s)
         return self._flusher.flush(timeout_s)
 
@@ -369,6 +371,7 @@ class Metering:
         """Commit what is queued and close the ledger, without delivering."""
         if self._starting is not None:
             self._starting.join(timeout_s)
+        self._counter.settle(timeout_s)
         self._writer.stop(timeout_s)
 
 

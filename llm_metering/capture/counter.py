@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 from collections.abc import Callable
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from .waiting import LateTicket
@@ -70,6 +70,14 @@ class Counter:
         self._jobs.put(job)
         if self._thread is None or not self._thread.is_alive():
             self._start()
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until all that was to be counted so far has been; False if the time ran out."""
+        if self._thread is None:
+            return True
+        done = Event()
+        self.later(done.set)  # one thread takes the jobs in their order
+        return done.wait(timeout_s)
 
     def counted(self, reading: Reading, request: Any, model: str | None) -> Reading:
         """Count on this very thread; what the provider did say stays as it is."""
