@@ -8,10 +8,11 @@ from typing import Any
 from ..usage import Provenance, Reading, Usage, Written
 from . import bounds
 from .models import encoding_for, is_reasoning
-from .prompts import answer_tokens, prompt_tokens
+from .prompts import answer_tokens, prompt_tokens, thought_tokens
 from .requests import Prompt, prompt_of
 
 HIDDEN_REASONING = "hidden reasoning"
+NO_WORDS = Written()
 
 
 def fill(reading: Reading, request: Any = None, *, model: str | None = None) -> Reading:
@@ -38,85 +39,85 @@ def recount(reading: Reading, request: Any = None, *, model: str | None = None) 
 def audit_difference(reported: Reading, counted: Reading) -> str | None:
     """How a reported usage and our own count differ beyond the published bound, in one sentence.
 
-    None where they agree, and where there is no bound to hold them to.
+    None where they agree, and where there is no bound to hold them to. Answers of models that think unseen
+    are not compared: what they report as reasoning is not always all of it.
     """
     if counted.bound is None or not reported.usage:
         return None
-    found = []
-    for name, theirs, ours in (
-        ("prompt", reported.usage.input_total, counted.usage.input_total),
-        ("answer", _visible(reported.usage), _visible(counted.usage)),
-    ):
-        if theirs is None or ours is None:
-            continue
-        if abs(theirs - ours) > counted.bound * max(theirs, ours) + bounds.SLACK_TOKENS:
-            found.append(f"{name} {theirs} reported, {ours} counted")
+    pairs = [("prompt", reported.usage.input_total, counted.usage.input_total)]
+    if not is_reasoning(reported.model):
+        pairs.append(("answer", *_answers(reported.usage, counted.usage)))
+    found = [
+        f"{name}: {theirs} reported, {ours} counted"
+        for name, theirs, ours in pairs
+        if theirs is not None and ours is not None and not _is_near(theirs, ours, counted.bound)
+    ]
     if not found:
         return None
-    return f"{'; '.join(found)} (bound {counted.bound:.1%} and {bounds.SLACK_TOKENS} tokens)"
+    return f"{'; '.join(found)} (bound {counted.bound:.0%} and {bounds.SLACK_TOKENS} tokens)"
 
 
-def _visible(usage: Usage) -> int | None:
-    total = usage.output_total
-    return None if total is None else total - (usage.reasoning or 0)
+def _is_near(theirs: int, ours: int, bound: float) -> bool:
+    return abs(theirs - ours) <= bound * max(theirs, ours) + bounds.SLACK_TOKENS
+
+
+def _answers(reported: Usage, counted: Usage) -> tuple[int | None, int | None]:
+    """Both totals, without reasoning where the provider tells it apart."""
+    if reported.reasoning is None:
+        return reported.output_total, counted.output_total
+    return (reported.output_total or 0) - reported.reasoning, counted.output
 
 
 def _counted(reading: Reading, request: Any, model: str | None, known: Usage) -> Reading:
-    api = reading.api
-    prompt = prompt_of(request, api)
-    if api is None and prompt.empty and not _words_of(reading):
-        return reading  # not an answer that anybody knows: there is nothing to count in it
+    if reading.api == "rerank":
+        return reading
+    prompt = prompt_of(request, reading.api)
     model = reading.model or model or prompt.model
     leaves = known.as_dict()
     unknown: list[str] = []
-    if known.input_total is None and not prompt.empty:
-        leaves["input"], unknown = prompt_tokens(prompt, model=model, api=api)
-    elif known.input_total is None:
-        unknown = ["the prompt"]
-    hidden = _count_answer(reading, prompt, model, known, leaves)
-    if hidden and reading.usage.reasoning is None:
-        unknown.append(HIDDEN_REASONING)
-    bound = None if unknown else bounds.bound_for(model, api, prompt)
+    if known.input_total is None:
+        tokens, unknown = prompt_tokens(prompt, model=model, api=reading.api)
+        if tokens is not None:
+            leaves["input"] = tokens
+    if reading.api != "embeddings":
+        unknown += _count_answer(reading, prompt, model, known, leaves)
     return replace(
         reading,
         usage=Usage(**leaves),
         provenance=_provenance(reading, prompt, model, bool(unknown)),
         text=None,
         written=None,
-        bound=bound,
+        bound=None if unknown else bounds.bound_for(model, prompt),
         uncounted="; ".join(dict.fromkeys(unknown)) or None,
     )
 
 
 def _count_answer(
     reading: Reading, prompt: Prompt, model: str | None, known: Usage, leaves: dict[str, int]
-) -> bool:
-    """Add the answer to `leaves`; whether the model thought unseen."""
-    words = _words_of(reading)
-    if reading.api in ("embeddings", "rerank"):
-        return False
-    if not words and known.output_total is not None:
-        return False
-    count = answer_tokens(
+) -> list[str]:
+    """Add the answer to `leaves`; what of it could not be counted."""
+    words = reading.written or Written((reading.text,) if reading.text else ())
+    if words == NO_WORDS and known.output_total is not None:
+        return []
+    shown = answer_tokens(
         words,
         model=model,
         api=reading.api,
-        with_tools=bool(prompt.functions),
+        asked=prompt,
         whole=reading.provenance != "partial",
     )
-    rest = sum(
-        count for name, count in known.leaves() if name in ("reasoning", "output_audio", "output_image")
-    )
-    leaves["output"] = max(count - rest, known.output or 0)
-    return is_reasoning(model) and not words.thoughts
-
-
-def _words_of(reading: Reading) -> Written:
-    return reading.written or Written((reading.text,) if reading.text else ())
+    thought = thought_tokens(words, model=model)
+    if thought is not None and known.reasoning is None:
+        leaves["reasoning"] = thought
+    # A running total of the provider's is a floor: it has seen what did not reach us.
+    rest = sum(leaves.get(name, 0) for name in ("reasoning", "output_audio", "output_image"))
+    leaves["output"] = max(shown, (known.output_total or 0) - rest, 0)
+    is_hidden = thought is None and (is_reasoning(model) or bool(words.thoughts))
+    return [HIDDEN_REASONING] if is_hidden and reading.usage.reasoning is None else []
 
 
 def _provenance(reading: Reading, prompt: Prompt, model: str | None, incomplete: bool) -> Provenance:
     if reading.provenance == "partial":
         return "partial"
-    exact = encoding_for(model)[1] and not incomplete and not prompt.functions and prompt.schema is None
+    exact = encoding_for(model)[1] and not incomplete and bounds.case_of(prompt) == "text"
     return "counted" if exact else "estimated"

@@ -56,12 +56,11 @@ def size_of_base64(data: str) -> Size | None:
 
 def size_of(data: bytes) -> Size | None:
     """Width and height of a PNG, JPEG, GIF or WebP."""
+    if len(data) < _SHORTEST:
+        return None
     for magic, read in _FORMATS:
         if data.startswith(magic):
-            try:
-                return read(data)
-            except IndexError:
-                return None
+            return read(data)
     return None
 
 
@@ -146,6 +145,8 @@ def _sane(width: int, height: int) -> Size | None:
 
 
 _HEAD_CHARS = 256 * 1024
+_SHORTEST = 30
+"""No image is shorter than what is read of its head."""
 _MAX_PATCHES = 1536
 
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], Size | None]], ...] = (

@@ -14,7 +14,7 @@ _ENCODINGS: tuple[tuple[str, str], ...] = (
     (r"gpt-4o|chatgpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|gpt-5\.\d|o1|o3|o4", "o200k_base"),
     (r"gpt-realtime|gpt-audio|gpt-image|codex|codex-mini|computer-use", "o200k_base"),
     (r"gpt-4|gpt-3\.5|gpt-35|gpt-3\.5-turbo|gpt-35-turbo", "cl100k_base"),
-    (r"text-embedding-(?:ada-002|3)|davinci-002|babbage-002", "cl100k_base"),
+    (r"text-embedding-(?:ada-002|3)|davinci-002|davinci:20\d\d|babbage-002", "cl100k_base"),
     (r"text-davinci-edit|code-davinci-edit", "p50k_edit"),
     (r"text-davinci-00[23]|code-davinci|code-cushman|davinci-codex|cushman-codex", "p50k_base"),
     (r"text-davinci-001|text-(?:curie|babbage|ada)-001", "r50k_base"),
@@ -26,16 +26,20 @@ _INSIDE = tuple(
     (re.compile(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])"), name) for pattern, name in _ENCODINGS[:4]
 )
 
-_FAMILIES: tuple[tuple[str, str], ...] = (
-    (r"claude|anthropic", "claude"),
-    (r"gemini|gemma|palm", "gemini"),
-    (r"deepseek", "deepseek"),
-    (r"mi[sx]tral|codestral|ministral|magistral|pixtral", "mistral"),
-    (r"llama", "llama"),
-    (r"nova", "nova"),
-    (r"command|cohere", "cohere"),
-    (r"grok", "grok"),
-    (r"qwen", "qwen"),
+_FAMILIES = tuple(
+    (re.compile(pattern), family)
+    for pattern, family in (
+        (r"claude|anthropic", "claude"),
+        (r"gemini", "gemini"),
+        (r"deepseek", "deepseek"),
+        (r"mi[sx]tral|codestral|ministral|magistral|pixtral", "mistral"),
+        (r"llama", "llama"),
+        (r"nova", "nova"),
+        (r"gemma", "gemma"),
+        (r"command|cohere", "cohere"),
+        (r"grok", "grok"),
+        (r"qwen", "qwen"),
+    )
 )
 
 
@@ -59,14 +63,14 @@ def encoding_for(model: str | None) -> tuple[str, bool]:
 
 @lru_cache(maxsize=1024)
 def family_of(model: str | None) -> str:
-    """The model's family: "openai" where the encoding is known, else one with a factor, else "unknown"."""
-    name = base_name(model)
+    """ "openai" where the encoding is OpenAI's, else the family by name, else "unknown"."""
     if encoding_for(model)[1]:
         return "openai"
+    name = (model or "").lower()
     for pattern, family in _FAMILIES:
-        if re.search(pattern, (model or "").lower()):
+        if pattern.search(name):
             return family
-    return "openai" if encoding_for(name) != (DEFAULT_ENCODING, False) else "unknown"
+    return "openai" if any(pattern.search(base_name(model)) for pattern, _ in _INSIDE) else "unknown"
 
 
 def base_name(model: str | None) -> str:

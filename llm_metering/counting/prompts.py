@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from ..usage import Written
@@ -26,55 +25,66 @@ from .tools import CHAT_STYLE, RESPONSES_STYLE, as_json, as_typescript, schema_t
 Count = Callable[[str], int]
 
 
-def prompt_tokens(prompt: Prompt, *, model: str | None, api: str | None) -> tuple[int, list[str]]:
-    """The prompt's tokens, and what of it could not be counted."""
+def prompt_tokens(prompt: Prompt, *, model: str | None, api: str | None) -> tuple[int | None, list[str]]:
+    """The prompt's tokens, None where there is nothing to count, and what of it could not be counted."""
     encoding = encoding_for(model)[0]
 
     def count(text: str) -> int:
         return count_in(encoding, text)
 
     unknown = list(prompt.unknown)
+    if not (prompt.messages or prompt.plain or prompt.plain_tokens):
+        return None, [*unknown, "the prompt"]
     total = sum(map(count, prompt.plain)) + prompt.plain_tokens
     if prompt.messages:
         images = _images(prompt, model, unknown)
         family = family_of(model)
         if family == "openai":
             return total + images + _openai(prompt, model, api, count), unknown
-        return math.ceil(total + images + _other(prompt, family_rules(model), count)), unknown
-    return math.ceil(total * family_rules(model).factor), unknown
+        return round(total + images + _other(prompt, family_rules(model), count)), unknown
+    return round(total * family_rules(model).factor), unknown
 
 
-def answer_tokens(
-    words: Written, *, model: str | None, api: str | None, with_tools: bool, whole: bool
-) -> int:
-    """The answer's tokens, as far as its text shows them.
+def answer_tokens(words: Written, *, model: str | None, api: str | None, asked: Prompt, whole: bool) -> int:
+    """The tokens of what the answer shows; `thought_tokens` has its reasoning.
 
     Args:
         words: What the model wrote.
         model: For the encoding and the family.
-        api: For what is wrapped round an answer.
-        with_tools: Whether tools were offered.
+        api: For what is wrapped round an answer; None for a plain text, which nothing is wrapped round.
+        asked: The prompt, for the tools that were offered.
         whole: Whether the answer came to its end, and so with what is wrapped round it.
     """
     encoding = encoding_for(model)[0]
     text = sum(count_in(encoding, each) for each in words.texts)
     calls = sum(count_in(encoding, name) + count_in(encoding, args) for name, args in words.calls)
-    thoughts = count_in(encoding, words.thoughts)
     rules = family_rules(model)
     if family_of(model) != "openai":
-        wrapped = rules.answer * whole + rules.call * len(words.calls)
-        return math.ceil((text + calls + thoughts) * rules.factor + wrapped)
-    if api in ("completions", "embeddings") or not whole:
-        return text + calls + thoughts
+        wrapped = rules.answer * (whole and api is not None) + rules.call * len(words.calls)
+        return round((text + calls) * rules.factor + wrapped)
+    if api in (None, "completions") or not whole:
+        return text + calls
+    if words.calls and asked.tool_choice is not None and api == "responses":
+        # Where a call is forced the model does not write what leads up to its arguments.
+        return text + sum(count_in(encoding, args) for _, args in words.calls) + len(words.calls)
     wrapping = RESPONSES if api == "responses" else CHAT
-    wrapped = round_calls(wrapping, len(words.calls))
-    answers = sum(1 for each in words.texts if each) if not words.calls else 0
+    return text + calls + _round_answer(words, wrapping, model, bool(asked.functions))
+
+
+def thought_tokens(words: Written, *, model: str | None) -> int | None:
+    """The tokens of reasoning that was shown; None where it is a summary of what is billed."""
+    if not words.thoughts or family_of(model) == "openai":
+        return None
+    return round(count_in(encoding_for(model)[0], words.thoughts) * family_rules(model).factor)
+
+
+def _round_answer(words: Written, wrapping: Wrapping, model: str | None, with_tools: bool) -> int:
+    if words.calls:
+        return round_calls(wrapping, len(words.calls))
+    answers = sum(1 for each in words.texts if each)
     if is_reasoning(model):
-        wrapped += wrapping.reasoning * answers
-    else:
-        each = wrapping.text_with_tools if with_tools else wrapping.text + answer_extra(model)
-        wrapped += each * answers
-    return text + calls + thoughts + wrapped
+        return wrapping.reasoning * answers
+    return answers * (wrapping.text_with_tools if with_tools else wrapping.text + answer_extra(model))
 
 
 def _openai(prompt: Prompt, model: str | None, api: str | None, count: Count) -> int:
@@ -119,7 +129,8 @@ def _other(prompt: Prompt, rules: Family, count: Count) -> float:
         text += sum(map(count, message.texts))
         text += sum(count(name) + count(args) for name, args in message.calls)
     calls = sum(len(message.calls) for message in prompt.messages)
-    total = text * rules.factor + rules.message * len(prompt.messages) + rules.prompt + rules.call * calls
+    turns = sum(message.role != "system" for message in prompt.messages)
+    total = text * rules.factor + rules.message * turns + rules.prompt + rules.call * calls
     if prompt.functions:
         total += count(as_json(prompt.functions)) * rules.factor + rules.tools
     if prompt.schema is not None:

@@ -41,23 +41,23 @@ class Prompt:
     unknown: list[str] = field(default_factory=list)
     """What is in the request and cannot be counted from it."""
     model: str | None = None
-    empty: bool = False
-    """Whether there was no request at all."""
 
 
 def prompt_of(request: Any, api: str | None) -> Prompt:
-    """Take a request apart: a payload (mapping or JSON), a list of messages, or plain text."""
+    """Take a request apart: a payload (mapping or JSON), a list of messages, or plain text. Never raises."""
     if isinstance(request, (bytes, bytearray)):
         request = _decoded(bytes(request))
-    if request is None or request == "":
-        return Prompt(empty=True)
     if isinstance(request, str):
-        return Prompt(plain=[request])
+        return Prompt(plain=[request] if request else [])
     prompt = Prompt()
-    if isinstance(request, (list, tuple)):
-        _conversation(request, prompt)
-        return prompt
-    _payload(fields(request), api, prompt)
+    try:
+        if isinstance(request, (list, tuple)):
+            _conversation(request, prompt)
+        elif request is not None:
+            _payload(fields(request), api, prompt)
+    except (RecursionError, ValueError, TypeError, AttributeError):
+        # What was found until then still counts.
+        prompt.unknown.append("a part of the request that could not be read")
     return prompt
 
 
@@ -294,7 +294,12 @@ def _tools(request: Any, prompt: Prompt) -> None:
     else:
         name = get(get(choice, "function"), "name") or get(choice, "name")
         prompt.tool_choice = name if isinstance(name, str) else None
-    wanted = get(request, "response_format") or get(get(request, "text"), "format")
+    wanted = (
+        get(request, "response_format")
+        or get(get(request, "text"), "format")
+        or get(request, "output_format")
+        or get(get(request, "output_config"), "format")
+    )
     if get(wanted, "type") == "json_schema":
         inner = get(wanted, "json_schema") or wanted
         name, described = get(inner, "name"), get(inner, "description")

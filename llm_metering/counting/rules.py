@@ -18,7 +18,7 @@ class Family:
     factor: float
     """Its tokens over o200k's, of the same text."""
     message: float = 0.0
-    """Tokens round each message of a prompt."""
+    """Tokens round each message of a prompt but the system's."""
     prompt: float = 0.0
     """Tokens round the whole prompt."""
     answer: float = 0.0
@@ -33,13 +33,13 @@ OPENAI = Family(1.0)
 
 FAMILIES: dict[str, Family] = {
     "openai": OPENAI,
-    "claude": Family(1.16, message=4, prompt=4, answer=4, tools=300, call=40),
-    "claude-opus-4-8": Family(1.43, message=4, prompt=4, answer=4, tools=300, call=40),
+    "claude": Family(1.155, message=3, prompt=5, answer=3, tools=300, call=40),
+    "claude-opus-4-8": Family(1.43, message=3, prompt=5, answer=3, tools=300, call=40),
     "gemini": Family(1.04),
-    "llama": Family(1.05, message=5, prompt=6, answer=1),
-    "mistral": Family(1.08, message=3, prompt=1, answer=1),
+    "llama": Family(1.05, message=5, prompt=6),
+    "mistral": Family(1.08, message=3),
     "deepseek": Family(1.03, message=3, prompt=2),
-    "nova": Family(1.01, message=2),
+    "nova": Family(1.01, message=2, tools=330, call=50),
     "cohere": Family(1.05),
 }
 UNKNOWN = Family(1.05, message=4, prompt=3)

@@ -6,12 +6,9 @@ and only what the configured models need.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -61,6 +58,9 @@ def encoding(name: str) -> Encoding:
 
 def ranks(name: str) -> dict[bytes, int]:
     """The ranks of a packed file by token, in rank order."""
+    import lzma
+    from importlib import resources
+
     packed = resources.files(__package__).joinpath("vocab").joinpath(f"{name}.xz").read_bytes()
     raw = lzma.decompress(packed)
     n = int.from_bytes(raw[:4], "little")
@@ -72,6 +72,7 @@ def ranks(name: str) -> dict[bytes, int]:
 def published_sha256(of: Mapping[bytes, int]) -> str:
     """The SHA-256 of the rank file as OpenAI publishes it."""
     import base64
+    import hashlib
 
     digest = hashlib.sha256()
     for token, rank in of.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..fields import fields, get
@@ -134,6 +134,11 @@ class StreamTally:
             api=self._api or (self._shape.api if self._shape else None),
             problem=problem,
         )
+
+    @property
+    def add_plain(self) -> Callable[[str], None]:
+        """Takes text of the first choice, from whoever has told such events apart from all others."""
+        return self._deltas.append
 
     # What the steps call.
 

@@ -203,11 +203,12 @@ def test_names_are_read(exchanges: dict[str, list[Row]], provider: str) -> None:
         assert reading.api == row["api"]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    "provider", [p for p in PROVIDERS if p not in ("azure-openai", "together", "gemini", "voyage")]
+)
 def test_a_tally_is_complete_only_at_the_end(exchanges: dict[str, list[Row]], provider: str) -> None:
     streams = [row for row in exchanges[provider] if row["stream"]]
-    if not streams:
-        pytest.skip("no streams of this provider were recorded")
+    assert streams
     for row in streams:
         tally = StreamTally()
         for event in row["response"][:-2]:

@@ -16,9 +16,10 @@ NAMES = st.sampled_from(
     [
         "id", "object", "type", "model", "usage", "choices", "delta", "message", "content", "text", "index",
         "finish_reason", "prompt_tokens", "completion_tokens", "input_tokens", "output_tokens",
-        "total_tokens", "prompt_tokens_details", "cached_tokens", "completion_tokens_details", "reasoning_tokens",
-        "response", "usageMetadata", "promptTokenCount", "candidates", "parts", "output", "meta", "tokens", "done",
-        "tool_calls", "function", "arguments", "name", "error", "chunk", "bytes", "data", "event",
+        "total_tokens", "prompt_tokens_details", "cached_tokens", "completion_tokens_details",
+        "reasoning_tokens", "response", "usageMetadata", "promptTokenCount", "candidates", "parts",
+        "output", "meta", "tokens", "done", "tool_calls", "function", "arguments", "name", "error",
+        "chunk", "bytes", "data", "event",
     ]
 )  # fmt: skip
 WORDS = st.sampled_from(
