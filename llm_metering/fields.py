@@ -18,6 +18,10 @@ def get(value: Any, name: str) -> Any:
     if kind == "plain":
         return None
     try:
+        if kind == "pydantic":
+            # Asking a pydantic model for an attribute that is not there takes a microsecond and a half.
+            present = value.__dict__
+            return present[name] if name in present else (value.__pydantic_extra__ or NO_FIELDS).get(name)
         return value.get(name) if kind == "mapping" else getattr(value, name, None)
     except Exception:
         return None

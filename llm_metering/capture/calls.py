@@ -136,7 +136,7 @@ class Call:
         self._record(reading, answer)
 
     def _record(self, reading: Reading, answer: Any) -> None:
-        lasting = _field(answer, "background") is True
+        lasting = self._route.api == "responses" and _field(answer, "background") is True
         if not self._is_due(reading, answer, lasting):
             return
         self._meter.recorder.record(
@@ -169,7 +169,7 @@ class Call:
 
         tally = StreamTally(api=self._route.api, keep_text=self._meter.recorder.wants_text())
         hidden = self._given is not None
-        if not tap_stream(stream, self._tap(tally), hide_usage=hidden):
+        if not tap_stream(stream, self._tap(tally), api=self._route.api, hide_usage=hidden):
             self._meter.recorder.telemetry.alarm(
                 "client.unmetered",
                 f"a stream of {type(stream).__module__} has a form that is not known: it is not counted",

@@ -112,7 +112,20 @@ class StreamTap:
         self.tally.feed(event)
         self._left -= 1
         if self._left < 0 or monotonic() >= self._due:
-            self._look()
+            self.look()
+
+    def look(self) -> float:
+        """Write a progress row if it is time; when to look again, by the monotonic clock. Never raises."""
+        self._left = EVENTS_BETWEEN_LOOKS
+        self._began = True
+        try:
+            now = monotonic()
+            with self._lock:
+                if now >= self._due or self.tally.tokens_so_far - self._noted >= self._every_tokens:
+                    self._note(now)
+        except Exception as exc:
+            self._recorder.telemetry.failure("capture.progress", exc)
+        return self._due
 
     def finish(self, complete: bool = True) -> Ticket | None:
         """Record the stream; only the first call does anything. Never raises, never waits.
@@ -179,17 +192,6 @@ class StreamTap:
             self._finish_later(complete=False)
 
     # Progress.
-
-    def _look(self) -> None:
-        self._left = EVENTS_BETWEEN_LOOKS
-        self._began = True
-        try:
-            now = monotonic()
-            with self._lock:
-                if now >= self._due or self.tally.tokens_so_far - self._noted >= self._every_tokens:
-                    self._note(now)
-        except Exception as exc:
-            self._recorder.telemetry.failure("capture.progress", exc)
 
     def _note(self, now: float) -> None:
         """Write a progress row. Under the lock, so that none comes after the record that closes it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
 from ..sse import SSEDecoder
+from .reading import read, read_async
 
 if TYPE_CHECKING:
     from .streams import StreamTap
@@ -17,19 +18,20 @@ if TYPE_CHECKING:
 G = TypeVar("G")
 
 
-def tap_stream(stream: Any, tap: StreamTap, *, hide_usage: bool = False) -> bool:
+def tap_stream(stream: Any, tap: StreamTap, *, api: str | None = None, hide_usage: bool = False) -> bool:
     """Have `tap` see every event that is read from an SDK's stream; False where that cannot be.
 
     Args:
         stream: With an `_iterator` that everything which reads it goes through.
         tap: Sees the events, and is finished when the stream ends, fails or is closed.
+        api: "chat", "responses" or "messages", where it is known.
         hide_usage: Keep the chunk back that holds nothing but the usage which we asked for.
     """
     inner: Any = getattr(stream, "_iterator", None)
     if hasattr(inner, "__anext__"):
-        metered: Any = _read_async(inner, tap, hide_usage)
+        metered: Any = read_async(inner, tap, api=api, hide_usage=hide_usage)
     elif hasattr(inner, "__next__"):
-        metered = _read(inner, tap, hide_usage)
+        metered = read(inner, tap, api=api, hide_usage=hide_usage)
     else:
         return False
     stream._iterator = metered  # noqa: SLF001  (there is no public way in)
@@ -46,7 +48,7 @@ def is_tapped(stream: Any) -> bool:
     """Whether a stream object is metered already."""
     iterator: Any = getattr(stream, "_iterator", None)
     code = getattr(iterator, "gi_code", None) or getattr(iterator, "ag_code", None)
-    return code in (_read.__code__, _read_async.__code__)
+    return code in (read.__code__, read_async.__code__)
 
 
 def tap_response(response: Any, tap: StreamTap, *, hide_usage: bool = False) -> None:
@@ -58,44 +60,6 @@ def tap_response(response: Any, tap: StreamTap, *, hide_usage: bool = False) -> 
     response.iter_bytes = bytes_seen.iter_bytes
     response.aiter_bytes = bytes_seen.aiter_bytes
     _watch_close(response, tap, bytes_seen.reader)
-
-
-def is_usage_only(chunk: Any) -> bool:
-    """Whether a chat chunk holds the usage and nothing that was said."""
-    return getattr(chunk, "usage", None) is not None and not chunk.choices
-
-
-def _read(inner: Iterator[Any], tap: StreamTap, hide_usage: bool) -> Iterator[Any]:
-    feed = tap.feed
-    try:
-        for event in inner:
-            feed(event)
-            if hide_usage and is_usage_only(event):
-                continue
-            yield event
-    except GeneratorExit:
-        # Nobody reads on; the tap itself sees to it when it dies, or when the stream is closed.
-        raise
-    except BaseException:
-        tap.finish(complete=False)
-        raise
-    tap.finish()
-
-
-async def _read_async(inner: AsyncIterator[Any], tap: StreamTap, hide_usage: bool) -> AsyncIterator[Any]:
-    feed = tap.feed
-    try:
-        async for event in inner:
-            feed(event)
-            if hide_usage and is_usage_only(event):
-                continue
-            yield event
-    except GeneratorExit:
-        raise
-    except BaseException:
-        tap.finish(complete=False)
-        raise
-    tap.finish()
 
 
 class _Bytes:
