@@ -24,6 +24,7 @@ Connect = Callable[..., sqlite3.Connection]
 
 _PREFIX, _SUFFIX = "lane-", ".db"
 _BUSY_S = 5.0
+_MARK_AT = 256
 _WAL_LIMIT = 64 * 1024 * 1024
 
 
@@ -85,10 +86,24 @@ def lock(folder: Path, name: str) -> int | None:
 
 def sign(fd: int) -> None:
     """Write into a lock who holds it, for people who look."""
-    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()[:100]})
     with suppress(OSError):  # a full disk must not stop the start
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, note.encode() + b"\n", 0)
+        os.pwrite(fd, note.encode().ljust(_MARK_AT - 1) + b"\n", 0)
+
+
+def set_mark(fd: int, records: int) -> None:
+    """Note in a lane's lock how many records its file holds, once they are on disk.
+
+    A log that is cut or has a bit flipped loses its last records in silence; the mark shows it.
+    """
+    with suppress(OSError):
+        os.pwrite(fd, b"%020d\n" % records, _MARK_AT)
+
+
+def mark(fd: int) -> int:
+    """The number that was noted last, 0 if none was."""
+    text = os.pread(fd, 20, _MARK_AT)
+    return int(text) if text.isdigit() else 0
 
 
 def create_lane(folder: Path, name: str, connect: Connect) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakSet
 
@@ -17,6 +18,8 @@ from . import schema
 from .lane import Lane
 
 _HOLDER = "holder"
+_CHECK_UP_TO = 512 * 1024 * 1024
+"""Larger files are not read through at the start (a second a gigabyte)."""
 _abandoned: list[object] = []
 _watched: WeakSet[Lanes] = WeakSet()
 
@@ -162,7 +165,12 @@ class Lanes:
             if problem := _foreign(db):
                 self._leave_alone(name, *problem)
             else:
-                lane = Lane(name, db, new_id=self._new_id, random=self._random)
+                if size <= _CHECK_UP_TO:
+                    _check(db)
+                lane = Lane(
+                    name, db, new_id=self._new_id, random=self._random, mark=partial(files.set_mark, fd)
+                )
+                self._check_records(lane, files.mark(fd))
                 self.recovered += self._recover(lane, now)
                 self._held[name] = _Held(lane, fd, path.stat().st_ino)
                 files.sign(fd)
@@ -179,6 +187,16 @@ class Lanes:
             raise
         _drop(db, fd)
         return False
+
+    def _check_records(self, lane: Lane, marked: int) -> None:
+        if lost := lane.find_lost(marked):
+            self.alarm(
+                "ledger.records_lost",
+                f"lane {lane.name} has lost {lost} records that were committed (a damaged log, a lying disk "
+                "or an old copy put in its place); what is there is billed",
+                lane=lane.name,
+                records=lost,
+            )
 
     def _recover(self, lane: Lane, now: float) -> list[Transition]:
         if lane.meta(_HOLDER) == self._holder:
@@ -230,6 +248,12 @@ def _foreign(db: sqlite3.Connection) -> tuple[str, str] | None:
     if version > schema.VERSION:
         return "ledger.newer_schema", f"a newer version of llm_metering wrote it (schema {version})"
     return None
+
+
+def _check(db: sqlite3.Connection) -> None:
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(str(found))
 
 
 def _is_damage(exc: sqlite3.DatabaseError) -> bool:

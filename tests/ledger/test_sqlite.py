@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -264,7 +265,7 @@ def test_a_lane_of_a_newer_version_is_left_alone_with_an_alarm(folder, opened):
     assert (folder / f"lane-{name}.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["empty", "garbage", "other database", "header", "cut"])
+@pytest.mark.parametrize("damage", ["empty", "garbage", "other database", "header", "cut", "zeroed page"])
 def test_a_damaged_lane_is_set_apart_with_an_alarm_and_the_start_goes_on(folder, opened, damage):
     ledger = opened()
     ledger.commit([entry(f"r{i}") for i in range(2000)], [], now=T0)
@@ -281,6 +282,9 @@ def test_a_damaged_lane_is_set_apart_with_an_alarm_and_the_start_goes_on(folder,
             db.execute("CREATE TABLE t (x)")
     elif damage == "header":
         path.write_bytes(b"\0" * 100 + data[100:])
+    elif damage == "zeroed page":
+        page = (len(data) // 4096 // 2) * 4096
+        path.write_bytes(data[:page] + b"\0" * 4096 + data[page + 4096 :])
     else:
         path.write_bytes(data[: len(data) // 2])
     size = path.stat().st_size
@@ -292,6 +296,81 @@ def test_a_damaged_lane_is_set_apart_with_an_alarm_and_the_start_goes_on(folder,
     assert kept.exists()
     assert not path.exists()
     assert ledger.commit([entry("after")], [], now=T0) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit flip", "old copy"])
+def test_records_that_a_damaged_log_lost_are_counted_in_an_alarm(folder, tmp_path, damage):
+    script = """
+import os, shutil, signal, sys
+sys.path.insert(0, sys.argv[3])
+from tests.ledger.conftest import entry, T0
+from llm_metering.ledger import SqliteLedger
+ledger = SqliteLedger(sys.argv[1]); ledger.open(now=T0)
+for n in range(10):
+    ledger.commit([entry(f"{n}-{i}") for i in range(5)], [], now=T0)
+    if n == 5:
+        shutil.copytree(sys.argv[1], sys.argv[2])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run_python(script, str(folder), str(tmp_path / "copy"), str(ROOT), ok=-9)
+    (path,) = lanes(folder)
+    log = Path(f"{path}-wal")
+    data = bytearray(log.read_bytes())
+    if damage == "cut":
+        log.write_bytes(data[: len(data) // 2])
+    elif damage == "bit flip":
+        data[len(data) // 2] ^= 1
+        log.write_bytes(data)
+    else:
+        shutil.copy(tmp_path / "copy" / path.name, path)
+        shutil.copy(tmp_path / "copy" / log.name, log)
+    ledger = SqliteLedger(folder)
+    ledger.open(now=T0)
+    try:
+        (alarm,) = ledger.take_alarms()
+        there = ledger.status(now=T0).usage_records
+        assert (alarm.name, alarm.data["records"]) == ("ledger.records_lost", 50 - there)
+        assert there < 50
+        if damage == "old copy":
+            assert there == 30
+        ledger.commit([entry("after")], [], now=T0)
+        ledger.close()
+        ledger.open(now=T0)
+        assert ledger.take_alarms() == []
+    finally:
+        ledger.close()
+
+
+def test_records_missing_in_the_middle_are_told_once(folder, opened):
+    ledger = opened()
+    ledger.commit([entry(f"r{i}") for i in range(10)], [], now=T0)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(lanes(folder)[0])) as db, db:
+        db.execute("DELETE FROM usage WHERE seq IN (3, 4)")
+    ledger = opened()
+    (alarm,) = ledger.take_alarms()
+    assert (alarm.name, alarm.data["records"]) == ("ledger.records_lost", 2)
+    ledger.close()
+    assert opened().take_alarms() == []
+
+
+def test_a_kill_loses_nothing_and_raises_no_alarm(folder):
+    script = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from tests.ledger.conftest import entry, T0
+from llm_metering.ledger import SqliteLedger
+ledger = SqliteLedger(sys.argv[1]); ledger.open(now=T0)
+for n in range(10):
+    ledger.commit([entry(f"{n}-{i}") for i in range(5)], [], now=T0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run_python(script, str(folder), str(ROOT), ok=-9)
+    ledger = SqliteLedger(folder)
+    ledger.open(now=T0)
+    assert ledger.take_alarms() == []
+    assert ledger.status(now=T0).usage_records == 50
+    ledger.close()
 
 
 def test_a_lane_that_is_removed_while_in_use_is_replaced_with_an_alarm(folder, opened):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -370,6 +371,41 @@ def test_a_ledger_that_keeps_failing_is_opened_anew(writer, ledger, heard):
     ledger.failing = None
     assert ticket.wait(WAIT_S)
     assert ledger.opens == 2
+
+
+def test_a_lane_that_breaks_in_use_is_set_apart_and_recording_goes_on(tmp_path, make, heard):
+    broken: list[bool] = []
+
+    class Breaking(sqlite3.Connection):
+        def execute(self, *args: Any) -> Any:
+            if broken:
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            return super().execute(*args)
+
+    def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        broken.clear()
+        return sqlite3.connect(*args, **kwargs, factory=Breaking)
+
+    ledger = SqliteLedger(tmp_path / "ledger", connect=connect)
+    writer = make(ledger)
+    writer.start()
+    for n in range(300):
+        writer.put(record(f"before-{n}"))
+    assert writer.flush(WAIT_S)
+    lane = ledger.lane
+    writer.run(lambda held: held._lanes.get(lane).db.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+    path = tmp_path / "ledger" / f"lane-{lane}.db"
+    with path.open("r+b") as file:
+        file.seek(4096 * 8)
+        file.write(b"\0" * 4096)
+    broken.append(True)
+    ticket = writer.put(record("after"))
+    assert ticket.wait(WAIT_S)
+    assert ticket.error is None
+    assert ledger.lane != lane
+    assert heard.alarm_names == ["ledger.cannot_write", "ledger.damaged", "ledger.writing_again"]
+    assert rows(tmp_path / "ledger", "SELECT id FROM usage") == [("after",)]
+    assert list((tmp_path / "ledger" / "damaged").glob(f"lane-{lane}-*.db"))
 
 
 def test_what_exceeds_the_room_in_memory_is_refused_with_an_alarm(make, ledger, heard):
