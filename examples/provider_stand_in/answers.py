@@ -141,11 +141,11 @@ def thinks(model: str) -> bool:
 
 def prompt_tokens(prompt: Any) -> int:
     """The chat rule: 3 a message, its role, its words, and 3 for the answer's start."""
-    found = [m for part in _flat(prompt) for m in ([part] if isinstance(part, dict) else [])]
-    if found:
-        loose = sum(words_in(part) for part in _flat(prompt) if isinstance(part, str))
-        return 3 + sum(4 + words_in(m.get("content")) for m in found) + loose
-    return 3 + 4 + sum(words_in(part) for part in _flat(prompt))
+    parts = _flat(prompt)
+    messages = [part for part in parts if isinstance(part, dict) and "role" in part]
+    loose = [part for part in parts if part not in messages]
+    framing = 4 * len(messages) if messages else 4
+    return 3 + framing + sum(words_in(m.get("content")) for m in messages) + words_in(loose)
 
 
 def words_in(content: Any) -> int:

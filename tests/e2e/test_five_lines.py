@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import re
+from pathlib import Path
 
 import pytest
 from llm_metering.cli.demo_books import recorded_in
 
-FIVE_LINES = """
-from fastapi import FastAPI
-from openai import AsyncOpenAI
-from llm_metering import Metering, MeteringMiddleware, from_state
-
-metering = Metering(customer=from_state("stripe_customer_id"))  # set by your auth; STRIPE_API_KEY; ledger in ./.llm_metering
-app = FastAPI()
-app.add_middleware(MeteringMiddleware, metering=metering)      # starts and drains with the app
-openai = metering.wrap(AsyncOpenAI())                          # answers and streams are counted
-"""  # noqa: E501
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+FIVE_LINES = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
 
 THEIR_OWN = """
 from fastapi import Request
@@ -43,6 +37,7 @@ async def tale(customer: str, request: Request):
 
 @pytest.fixture
 def service(world, tmp_path):
+    assert "metering.wrap(AsyncOpenAI())" in FIVE_LINES
     (tmp_path / "main.py").write_text(FIVE_LINES + THEIR_OWN)
     world.provider.delay_s = 0.02
     world.provider.seed = 4  # a tale of fifty words
