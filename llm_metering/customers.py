@@ -1,7 +1,9 @@
 """Who is billed: resolvers that name the Stripe customer of a request, on the server's side only.
 
 A resolver is any callable, plain or async, that takes Starlette's `HTTPConnection` and returns a Stripe
-customer id or None. It never reads a body: what a caller claims is not who they are.
+customer id or None. It never reads a body: what a caller claims is not who they are. It is called on the
+event loop when the first usage of a request is recorded, and again later in the request as long as it
+returns None; one that looks something up elsewhere should be async.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def from_state(name: str = "stripe_customer_id") -> Resolver:
     _named(name, "from_state", "stripe_customer_id")
 
     def resolve(connection: HTTPConnection) -> str | None:
-        return (connection.scope.get("state") or {}).get(name)
+        state = connection.scope.get("state")
+        return state.get(name) if isinstance(state, dict) else getattr(state, name, None)
 
     return resolve
 
@@ -54,7 +57,8 @@ def from_auth(attribute: str = "stripe_customer_id") -> Resolver:
 def from_api_key(lookup: Callable[[str], str | None | Awaitable[str | None]]) -> Resolver:
     """Look the caller's API key up in your own store.
 
-    The key is taken from `Authorization: Bearer …`, else from `x-api-key`, else from `api-key`.
+    The key is taken from `Authorization: Bearer …`, else from `x-api-key` (Anthropic's), `api-key`
+    (Azure's) or `x-goog-api-key` (Gemini's). It is never stored.
 
     Args:
         lookup: Plain or async; takes the key, returns the customer id, or None for a key that it does
@@ -120,7 +124,8 @@ def _api_key(connection: HTTPConnection) -> str | None:
     scheme, _, key = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
-    return connection.headers.get("x-api-key") or connection.headers.get("api-key")
+    named = (connection.headers.get(name) for name in ("x-api-key", "api-key", "x-goog-api-key"))
+    return next((key for key in named if key), None)
 
 
 def _named(name: object, function: str, example: str) -> None:
