@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from .applying import Applied, apply
-from .catalog import Catalog, Item, MeterSpec, Offer, PriceSpec, ProductSpec, Tier
+from .catalog import Catalog, Item, MeterSpec, Offer, ProductSpec
 from .connection import SANDBOX_URL, connect
 from .events import SentEvent, send_test_event
 from .files import load_catalog, parse_catalog
@@ -23,6 +23,7 @@ from .guides import FlatFeeWithOverages, PayAsYouGo
 from .money import Amount
 from .planning import Change, Difference, Plan, compare, plan
 from .previews import InvoiceLine, InvoicePreview, PriceTotal, preview_invoice
+from .prices import PriceSpec, Tier
 from .rating import Estimate, MeteredUsage, RatedLine, estimate, rate
 from .subscriptions import (
     Subscription,

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import BillingError
 from .account import MARK, MARK_VALUE, Account, fetch
-from .catalog import Catalog, MeterSpec, PriceSpec, ProductSpec
+from .catalog import Catalog, MeterSpec, ProductSpec
 from .money import wire
 from .planning import Change, Plan, compare
+from .prices import PriceSpec
 from .refusals import doing, explain, is_passing
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from .catalog import Catalog, MeterSpec, PriceSpec, ProductSpec
+from .catalog import Catalog, MeterSpec, ProductSpec
 from .money import major_units, show
+from .prices import PriceSpec
 
 Kind = Literal["meter", "product", "price"]
 TierFact = tuple[int | None, Decimal, Decimal]

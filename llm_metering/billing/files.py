@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigurationError, MissingExtra
-from .catalog import Catalog, Item, MeterSpec, Offer, PriceSpec, ProductSpec, Tier
+from .catalog import Catalog, Item, MeterSpec, Offer, ProductSpec
 from .guides import FLAT_FEE, PAY_AS_YOU_GO, FlatFeeWithOverages, PayAsYouGo
+from .prices import PriceSpec, Tier
 
 _T = TypeVar("_T")
 _GUIDES: Mapping[str, type[Catalog]] = {PAY_AS_YOU_GO: PayAsYouGo, FLAT_FEE: FlatFeeWithOverages}

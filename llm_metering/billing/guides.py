@@ -10,8 +10,9 @@ import re
 from decimal import Context, Decimal, Inexact
 
 from ..errors import ConfigurationError
-from .catalog import Aggregation, Catalog, Interval, Item, MeterSpec, Offer, PriceSpec, ProductSpec, Tier
+from .catalog import Aggregation, Catalog, Item, MeterSpec, Offer, ProductSpec
 from .money import WHOLE_ONLY, Amount, parse_amount, parse_currency
+from .prices import Interval, PriceSpec, Tier
 
 EVENT_NAME = "hypernian_tokens"
 METER_NAME = "Hypernian tokens"

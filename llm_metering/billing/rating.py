@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 
-from .catalog import Catalog, MeterSpec, Offer, PriceSpec, Tier
+from .catalog import Catalog, MeterSpec, Offer
 from .money import major_units
+from .prices import PriceSpec, Tier
 
 _EXACT = Context(prec=80)
 _ONE = Decimal(1)
