@@ -73,6 +73,7 @@ def family_of(model: str | None) -> str:
     return "openai" if any(pattern.search(base_name(model)) for pattern, _ in _INSIDE) else "unknown"
 
 
+@lru_cache(maxsize=1024)
 def base_name(model: str | None) -> str:
     """The model's name without vendor and fine-tuning."""
     name = (model or "").strip().lower()
@@ -81,6 +82,7 @@ def base_name(model: str | None) -> str:
     return name.rpartition("/")[2]
 
 
+@lru_cache(maxsize=1024)
 def is_reasoning(model: str | None) -> bool:
     """Whether the model thinks before it answers, and bills for it without showing it."""
     name = base_name(model)

@@ -9,7 +9,7 @@ from ..fields import fields, first, get, text
 from ..usage import Reading, Usage, Written
 from .dialects import dialect_of
 from .numbers import UnbelievableUsage, usage_of
-from .shapes import shape_of
+from .shapes import Shape, shape_of
 
 
 def read_response(
@@ -57,10 +57,15 @@ def parsed(body: bytes | bytearray | memoryview | str) -> Any:
 
 
 def read_answer(
-    answer: Any, *, provider: str | None = None, api: str | None = None, keep_text: bool = False
+    answer: Any,
+    *,
+    provider: str | None = None,
+    api: str | None = None,
+    keep_text: bool = False,
+    shape: Shape | None = None,
 ) -> Reading:
-    """Read a decoded answer or an SDK's object."""
-    shape = shape_of(answer, api)
+    """Read a decoded answer or an SDK's object; `shape` where it is known already."""
+    shape = shape or shape_of(answer, api)
     if shape is None:
         return _unknown(answer, provider, api)
     reported = first(answer, shape.usage)

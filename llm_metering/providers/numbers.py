@@ -71,14 +71,17 @@ def usage_of(reported: Any, dialect: Dialect) -> Usage:
     found: Found = {}
     _collect(fields(reported), dialect.names, found)
     leaves: dict[str, int] = {}
-    for count, number in found.values():
+    moved: list[tuple[int, Number]] = []
+    for entry in found.values():
+        count, number = entry
         leaves[number.adds] = leaves.get(number.adds, 0) + count
-    for count, number in found.values():
-        if count:
-            for leaf, sign in number.moves:
-                # A part of a total that was not reported cannot be taken from it.
-                if leaf in leaves:
-                    leaves[leaf] += sign * count
+        if count and number.moves:
+            moved.append(entry)
+    for count, number in moved:
+        for leaf, sign in number.moves:
+            # A part of a total that was not reported cannot be taken from it.
+            if leaf in leaves:
+                leaves[leaf] += sign * count
     if dialect.total is not None and "reasoning" in found and found["reasoning"][0]:
         _reasoning_apart(leaves, found, get(reported, dialect.total))
     for name, count in leaves.items():

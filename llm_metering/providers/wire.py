@@ -161,9 +161,12 @@ class _Json:
     def _quick(self, head: bytes, tail: bytes) -> Reading | None:
         """Read both ends only; None where that does not tell everything for sure."""
         answer = ends_of(head, tail)
-        if answer is None or shape_of(answer, self._api) is None or b'"relevance_score"' in head[:1024]:
+        if answer is None or b'"relevance_score"' in head[:1024]:
             return None
-        reading = read_answer(answer, provider=self._provider, api=self._api)
+        shape = shape_of(answer, self._api)
+        if shape is None:
+            return None
+        reading = read_answer(answer, provider=self._provider, api=self._api, shape=shape)
         if not reading.usage or reading.model is None:
             return None
         if reading.response_id is None and reading.api != "embeddings":

@@ -24,7 +24,7 @@ def jpeg(width: int, height: int, extra: int = 0) -> bytes:
 
 
 def gif(width: int, height: int) -> bytes:
-    return b"GIF89a" + struct.pack("<HH", width, height) + b"\0" * 8
+    return b"GIF89a" + struct.pack("<HH", width, height) + b"\0" * 25
 
 
 def webp(kind: bytes, body: bytes) -> bytes:
