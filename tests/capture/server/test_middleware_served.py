@@ -1,0 +1,221 @@
+"""The middleware under uvicorn, on real sockets, over a real ledger on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from llm_metering import Metering, MeteringMiddleware, Settings, from_api_key
+from llm_metering.ledger import LedgerView
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import JSONResponse, StreamingResponse
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+ASKED = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+"""Eight tokens: three a message, the role, the word, three for the answer."""
+KEYS = {"ann": "cus_ann", "ben": "cus_ben"}
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(app: Any, **options: Any) -> str:
+        config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, **options)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started
+        start.stop = lambda: stop(server, thread)  # type: ignore[attr-defined]
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop(server: uvicorn.Server, thread: threading.Thread) -> None:
+        server.should_exit = True
+        thread.join(15)
+        assert not thread.is_alive()
+
+    yield start
+    for server, thread in running:
+        stop(server, thread)
+
+
+def until(done: Callable[[], Any], limit_s: float = 15) -> None:
+    end = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def metering(folder: Path) -> Metering:
+    return Metering(customer=from_api_key(KEYS.get), settings=Settings(ledger=str(folder)))
+
+
+def tokens(folder: Path) -> dict[str | None, int]:
+    """What the ledger on disk holds, by customer, read as another process would."""
+    sums: dict[str | None, int] = {}
+    for row in LedgerView(folder).usage_sums():
+        sums[row.customer] = sums.get(row.customer, 0) + int(row.value)
+    return sums
+
+
+def status(folder: Path) -> Any:
+    return LedgerView(folder).status(now=time.time())
+
+
+def chat_app(metering: Metering, wire: Any, *, base: bool = False) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(MeteringMiddleware, metering=metering)
+    if base:
+
+        async def dispatch(request: Any, call_next: Any) -> Any:
+            return await call_next(request)
+
+        app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, n: int = 0) -> Any:
+        asked = await request.json()
+        if not asked.get("stream"):
+            return JSONResponse(wire.chat(id=f"chatcmpl-{n}", usage=USAGE))
+
+        async def events() -> Any:
+            whole = wire.events([" word"] * asked.get("words", 3), id=f"chatcmpl-{n}", usage=USAGE)
+            for i, event in enumerate(whole):
+                if i == asked.get("stall_after"):
+                    await asyncio.sleep(3600)
+                yield event
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return app
+
+
+def post_and_hang_up(url: str, body: dict[str, Any], *, words: int) -> None:
+    """A client that closes its connection once it has seen so many words of the stream."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), 10) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n"
+        connection.sendall(head.encode() + b"x-api-key: ann\r\n\r\n" + content)
+        seen = b""
+        while seen.count(b" word") < words:
+            part = connection.recv(65536)
+            assert part
+            seen += part
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["plain", "under BaseHTTPMiddleware"])
+def test_a_client_that_hangs_up_half_way_is_billed_once_without_noise(
+    serve, metering, folder, wire, caplog, base
+):
+    url = serve(chat_app(metering, wire, base=base))
+    with caplog.at_level(logging.WARNING):
+        asked = {**ASKED, "words": 9, "stall_after": 6}
+        post_and_hang_up(url, asked, words=6)
+        until(lambda: status(folder).usage_records == 1)
+    assert status(folder).streams_under_way == 0
+    assert tokens(folder) == {"cus_ann": 6 + 8}
+    noise = [r for r in caplog.records if "delivery.paused" not in r.getMessage()]
+    assert noise == []
+
+
+def test_when_a_client_has_its_whole_answer_its_usage_is_on_disk(serve, metering, folder, wire):
+    url = serve(chat_app(metering, wire))
+    with httpx.Client(base_url=url, headers={"x-api-key": "ben"}) as client:
+        for n in range(20):
+            body = {"model": "gpt-4o-mini", "stream": bool(n % 2)}
+            client.post(f"/v1/chat/completions?n={n}", json=body).raise_for_status()
+            assert tokens(folder) == {"cus_ben": 13 * (n + 1)}
+
+
+def test_64_clients_of_two_customers_at_once_are_each_billed_their_own(serve, folder, wire):
+    async def lookup(key: str) -> str | None:
+        await asyncio.sleep(0.002)
+        return KEYS.get(key)
+
+    metering = Metering(customer=from_api_key(lookup), settings=Settings(ledger=str(folder)))
+    app = chat_app(metering, wire)
+
+    async def slow(n: int) -> None:
+        await asyncio.sleep(0.001 * (n % 5))
+
+    @app.post("/thread", dependencies=[Depends(slow)])
+    def thread(n: int) -> str:
+        metering.bind(feature=f"f{n % 2}")
+        metering.record(wire.chat(id=f"t-{n}", usage=USAGE))
+        return "ok"
+
+    url = serve(app)
+
+    async def client(n: int) -> None:
+        key = ("ann", "ben")[n % 2]
+        limits = httpx.Timeout(30)
+        async with httpx.AsyncClient(base_url=url, headers={"x-api-key": key}, timeout=limits) as http:
+            body = {"model": "gpt-4o-mini", "stream": bool(n % 3), "words": n % 7}
+            for path in ("/v1/chat/completions", "/thread", "/v1/chat/completions"):
+                (await http.post(f"{path}?n={n}", json=body)).raise_for_status()
+
+    async def all_clients() -> None:
+        await asyncio.gather(*map(client, range(64)))
+
+    asyncio.run(all_clients())
+    assert tokens(folder) == {"cus_ann": 32 * 3 * 13, "cus_ben": 32 * 3 * 13}
+    assert status(folder).usage_records == 64 * 3
+    assert status(folder).streams_under_way == 0
+
+
+def test_a_stream_that_outlives_the_grace_period_is_in_the_books_after_a_restart(
+    serve, metering, folder, wire
+):
+    app = chat_app(metering, wire)
+    url = serve(app, timeout_graceful_shutdown=1)
+    asked = {**ASKED, "words": 50, "stall_after": 40}
+    client = threading.Thread(
+        target=lambda: _read_until_it_breaks(url, asked), daemon=True, name="client of a stream"
+    )
+    client.start()
+    until(lambda: folder.exists() and status(folder).streams_under_way == 1)
+    time.sleep(0.4)  # past the second row
+    serve.stop()
+    client.join(10)
+    with Metering(settings=Settings(ledger=str(folder))) as again:
+        until(lambda: again.status().streams_under_way == 0)
+        assert again.status().usage_records == 1
+    assert tokens(folder) == {"cus_ann": 40 + 8}
+
+
+def _read_until_it_breaks(url: str, asked: dict[str, Any]) -> None:
+    try:
+        httpx.post(f"{url}/v1/chat/completions", json=asked, headers={"x-api-key": "ann"}, timeout=20)
+    except httpx.HTTPError:
+        return
+
+
+def test_a_ledger_that_cannot_be_written_keeps_the_server_from_starting_and_says_why(tmp_path, wire, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    metering = Metering("cus_1", settings=Settings(ledger=str(tmp_path / "file")))
+    server = uvicorn.Server(uvicorn.Config(chat_app(metering, wire), port=0, log_level="error"))
+    with pytest.raises(SystemExit), caplog.at_level(logging.ERROR):
+        server.run()
+    assert not server.started
+    assert str(tmp_path / "file") in caplog.text
