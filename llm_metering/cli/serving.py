@@ -39,7 +39,7 @@ def sandbox(
         serve(host, port, db, ready=ready)
     except OSError as exc:
         raise _cannot_listen(exc, host, port) from exc
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, ValueError) as exc:
         raise ConfigurationError(f"--db {db} cannot be used: {exc}") from exc
 
 

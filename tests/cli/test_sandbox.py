@@ -46,22 +46,22 @@ def test_it_serves_on_a_free_port_and_keeps_its_state_in_a_file(run, tmp_path: P
     assert process.returncode == 0
 
 
-def test_a_port_that_is_taken_is_told(run) -> None:
+def test_a_port_that_is_taken_is_told(spawn) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ran = run("sandbox", "--port", str(taken.getsockname()[1]))
+        ran = spawn("sandbox", "--port", str(taken.getsockname()[1]))
     assert ran.code == 1
     assert "is taken; perhaps a sandbox runs already" in ran.err
 
 
 @pytest.mark.parametrize("what", ["folder", "text"])
-def test_a_state_file_that_cannot_be_used_is_told(run, tmp_path: Path, what: str) -> None:
+def test_a_state_file_that_cannot_be_used_is_told(spawn, tmp_path: Path, what: str) -> None:
     path = tmp_path / "state"
     if what == "folder":
         path.mkdir()
     else:
         path.write_text("not a database, but long enough to be looked at as one\n" * 50)
-    ran = run("sandbox", "--port", "0", "--db", str(path))
+    ran = spawn("sandbox", "--port", "0", "--db", str(path))
     assert ran.code == 2
     assert f"--db {path} cannot be used" in ran.err
