@@ -78,7 +78,7 @@ class Lane:
                 self._put_progress([self._records.row(p.entry, now) for p in progress])
             records = [self._records.row(entry, now) for entry in entries]
             before = self.db.total_changes
-            self._put_usage(records)
+            last = self._put_usage(records)
             new = self.db.total_changes - before
             closed = [entry.closes for entry in entries if entry.closes is not None]
             if closed or drops:
@@ -86,7 +86,7 @@ class Lane:
             failpoint("before_commit")
         failpoint("after_commit")
         if new:
-            self._mark(self.last_seq())
+            self._mark(last)
         return new
 
     def recover(self, *, now: float) -> list[Transition]:
@@ -323,13 +323,13 @@ class Lane:
             # The file is beyond help; SQLite rolls back when it is next opened.
             self.db.interrupt()
 
-    def _put_usage(self, values: list[rows.Row]) -> None:
-        head = f"INSERT INTO usage ({rows.RECORD})"
+    def _put_usage(self, values: list[rows.Row]) -> int:
+        head, tail = f"INSERT INTO usage ({rows.RECORD})", "ON CONFLICT (id) DO NOTHING"
         try:
-            rows.insert(self.db, head, "ON CONFLICT (id) DO NOTHING", values)
+            return rows.insert(self.db, head, tail, values)
         except UnicodeEncodeError:
             # Those before the bad one are in already, and are known by their ids.
-            rows.insert(self.db, head, "ON CONFLICT (id) DO NOTHING", [rows.printable(r) for r in values])
+            return rows.insert(self.db, head, tail, [rows.printable(row) for row in values])
 
     def _put_progress(self, values: list[rows.Row]) -> None:
         try:

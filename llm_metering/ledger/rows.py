@@ -36,7 +36,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 _counts = attrgetter(*LEAVES)
 _LABELS = tuple(f'"{name}":' for name in LEAVES)
 _MAX_CACHED = 4096
-_SIZES = (64, 8, 1)  # 64 rows of 13 columns stay below the 999 parameters of older SQLites
+_SIZES = (64, 32, 16, 8, 4, 2, 1)  # 64 rows of 13 columns stay below the 999 parameters of older SQLites
 
 
 class LineKeys:
@@ -140,19 +140,21 @@ class RecordRows:
         return text
 
 
-def insert(db: sqlite3.Connection, head: str, tail: str, values: Sequence[Row]) -> None:
-    """Insert many rows in few steps.
+def insert(db: sqlite3.Connection, head: str, tail: str, values: Sequence[Row]) -> int:
+    """Insert many rows in few steps; return the number of the last that is new.
 
     Every step lets go of the interpreter's lock, and a busy thread elsewhere may keep it for milliseconds:
     `executemany`, with a step a row, would take seconds for a group beside a loaded event loop.
     """
-    place = 0
+    place = last = 0
     for size in _SIZES:
         while len(values) - place >= size:
             some = values[place : place + size]
             marks = ",".join([f"({','.join('?' * len(some[0]))})"] * size)
-            db.execute(f"{head} VALUES {marks} {tail}", tuple(chain.from_iterable(some)))
+            done = db.execute(f"{head} VALUES {marks} {tail}", tuple(chain.from_iterable(some)))
+            last = done.lastrowid or last
             place += size
+    return last
 
 
 def counts_json(usage: Usage) -> str:

@@ -402,6 +402,8 @@ def test_the_sequence_of_usage_has_no_gaps(folder, opened):
     with pytest.raises(ValueError):
         ledger.commit([entry("e"), entry("f", used_at=float("nan"))], [], now=T0)
     ledger.commit([entry("g")], [], now=T0)
+    ledger.commit([entry("a")], [], now=T0)
+    assert (folder / f"lane-{ledger.lane}.lock").read_text().split()[-1] == f"{5:020d}"
     assert rows(folder, "SELECT seq, id FROM usage ORDER BY seq") == [
         (1, "a"),
         (2, "b"),
