@@ -221,3 +221,27 @@ def test_every_call_of_both_guides_keeps_to_the_contract(client, line, contract)
         text = sent.decode() if isinstance(sent, bytes) else sent or ""
         params = contract.decode_form(method, path, text)
         assert contract.check(method, path, params, status, body) == [], f"{method} {path}"
+
+
+def test_an_invoice_of_many_lines_is_read_to_its_end(client) -> None:
+    tiers = tuple(Tier(10 * n, 1, 1) for n in range(1, 30))
+    price = PriceSpec(
+        key="v",
+        product="v",
+        currency="usd",
+        meter="m",
+        tiers=(*tiers, Tier("inf", 1, 1)),
+        tiers_mode="graduated",
+    )
+    catalog = Catalog(
+        meters=(MeterSpec(event_name="m", display_name="M"),),
+        products=(ProductSpec(id="v", name="V"),),
+        prices=(price,),
+        offers=(Offer("v", (Item("v"),)),),
+    )
+    customer = create_customer(client)
+    subscribe(client, customer, apply(catalog, client))
+    send_test_event(client, customer, 300, event_name="m")
+    invoice = preview_invoice(client, customer=customer)
+    assert len(invoice.lines) == 60
+    assert invoice.total == 300 + 30
