@@ -11,6 +11,7 @@ from .streams import StreamTap, is_billable, lasting_id
 from .taps import tap_response, tap_stream
 
 if TYPE_CHECKING:
+    from ..providers import WireTally
     from .recorder import Recorder
 
 
@@ -168,27 +169,38 @@ class Call:
         from ..providers import StreamTally
 
         tally = StreamTally(api=self._route.api, keep_text=self._meter.recorder.wants_text())
-        hidden = self._given is not None
-        if not tap_stream(stream, self._tap(tally), api=self._route.api, hide_usage=hidden):
+        if not tap_stream(
+            stream,
+            self._tap(tally),
+            wire_tally=self._wire_tally,
+            api=self._route.api,
+            hide_usage=self._given is not None,
+        ):
             self._meter.recorder.telemetry.alarm(
                 "client.unmetered",
                 f"a stream of {type(stream).__module__} has a form that is not known: it is not counted",
             )
 
     def _raw(self, response: Any) -> None:
-        from ..providers import WireTally, read_response
+        from ..providers import read_response
 
         content = _content_of(response)
-        if content is not None:
-            reading = read_response(content, api=self._route.api, keep_text=self._meter.recorder.wants_text())
-            self._record(reading, _decoded(content) if self._route.api == "responses" else None)
+        if content is None:
+            tap = self._tap(self._wire_tally(response))
+            tap_response(response, tap, wire_tally=self._wire_tally, hide_usage=self._given is not None)
             return
-        tally = WireTally(
+        keep_text = self._meter.recorder.wants_text()
+        reading = read_response(content, api=self._route.api, keep_text=keep_text)
+        self._record(reading, _decoded(content) if self._route.api == "responses" else None)
+
+    def _wire_tally(self, response: Any) -> WireTally:
+        from ..providers import WireTally
+
+        return WireTally(
             content_type=response.headers.get("content-type"),
             api=self._route.api,
             keep_text=self._meter.recorder.wants_text(),
         )
-        tap_response(response, self._tap(tally), hide_usage=self._given is not None)
 
     def _tap(self, tally: Any) -> StreamTap:
         return StreamTap(

@@ -16,7 +16,7 @@ from .streams import StreamTap
 from .taps import is_stream, is_tapped, tap_stream
 
 if TYPE_CHECKING:
-    from ..providers import StreamTally
+    from ..providers import StreamTally, WireTally
     from .recorder import Recorder
 
 
@@ -100,11 +100,8 @@ class Run:
         return self.returned(result)
 
     def _tap(self, stream: Any) -> None:
-        from ..providers import StreamTally
-
         if not is_tapped(stream):
-            tally = StreamTally(provider=self._provider, keep_text=self._recorder.wants_text())
-            tap_stream(stream, self._new_tap(tally))
+            tap_stream(stream, self._new_tap(self._new_tally()), wire_tally=self._wire_tally)
 
     def _read(self, value: Any) -> None:
         texts = []
@@ -171,6 +168,15 @@ class Run:
         from ..providers import StreamTally
 
         return StreamTally(provider=self._provider, keep_text=self._recorder.wants_text())
+
+    def _wire_tally(self, response: Any) -> WireTally:
+        from ..providers import WireTally
+
+        return WireTally(
+            content_type=response.headers.get("content-type"),
+            provider=self._provider,
+            keep_text=self._recorder.wants_text(),
+        )
 
     def _new_tap(self, tally: Any) -> StreamTap:
         tap = StreamTap(

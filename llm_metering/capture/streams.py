@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .context import Scope
     from .recorder import Recorder
 
-EVENTS_BETWEEN_LOOKS = 16
+EVENTS_BETWEEN_LOOKS = 32
 """How many events pass before the tokens so far are added up again; the clock is read at every event."""
 
 SECOND_ROW_AFTER_S = 0.25

@@ -12,7 +12,7 @@ import openai
 import pydantic
 import pytest
 from llm_metering.capture.clients import wrap
-from llm_metering.capture.taps import UsageHider
+from llm_metering.capture.response_bytes import UsageHider
 
 MESSAGES: Any = [{"role": "user", "content": "Say hello."}]
 ASK: Any = {"model": "gpt-4o-mini", "messages": MESSAGES}

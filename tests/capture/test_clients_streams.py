@@ -544,6 +544,25 @@ def test_async_helpers_count(bench, provider, said, run_async):
     assert not bench.sink.rows
 
 
+def test_a_response_that_is_read_past_its_stream_counts(chat, bench, provider, said):
+    provider.events(said.chat_events())
+    stream = chat.chat.completions.create(**ASK)
+    lines = [line for line in stream.response.iter_lines() if line]
+    assert len(lines) == 8, "without the usage that we asked for"
+    assert (bench.only().usage.total, bench.only().provenance) == (25, "reported")
+
+
+def test_an_async_response_that_is_read_past_its_stream_counts(bench, provider, said, run_async):
+    provider.events(said.chat_events())
+
+    async def main(chat, claude):
+        stream = await chat.chat.completions.create(**ASK)
+        return [line async for line in stream.response.aiter_lines() if line]
+
+    assert len(run_async(main)) == 8
+    assert (bench.only().usage.total, bench.only().provenance) == (25, "reported")
+
+
 def test_stream_objects_keep_their_type_names_and_signatures(bench, provider, said):
     provider.events(said.chat_events())
     seen = []

@@ -1,0 +1,161 @@
+"""The bytes of an SDK's HTTP response, seen as they are read; and bytes from which one event is taken out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
+
+from ..sse import SSEDecoder
+
+if TYPE_CHECKING:
+    from .streams import StreamTap, Tally
+
+G = TypeVar("G")
+
+
+class ResponseBytes:
+    """Has a tap see the bytes of one response, the first time that they are read.
+
+    All of httpx's ways to read decoded content (`read`, lines, text, the SDKs' `parse`) go through
+    `iter_bytes` or `aiter_bytes`, which are replaced on the response.
+
+    Args:
+        response: Of httpx or httpx2.
+        tap: Sees the bytes, and is finished when they end or fail.
+        tally: Makes what adds the bytes up, once they are read here.
+        hide_usage: Keep the event back that holds nothing but the usage which we asked for.
+        otherwise: What reads the response's events, where that is known: what it reads is not seen here.
+    """
+
+    def __init__(
+        self,
+        response: Any,
+        tap: StreamTap,
+        *,
+        tally: Callable[[Any], Tally],
+        hide_usage: bool,
+        otherwise: Callable[[], Any] | None = None,
+    ) -> None:
+        self._response = response
+        self._tap = tap
+        self._tally = tally
+        self._taken = False
+        self._hider = UsageHider() if hide_usage else None
+        self._otherwise = otherwise
+        self._here: Callable[[], Any] | None = None
+        response.iter_bytes = self.iter_bytes
+        response.aiter_bytes = self.aiter_bytes
+
+    def is_read(self) -> bool:
+        """Whether somebody is reading at this very moment."""
+        return _is_running(self._here) or _is_running(self._otherwise)
+
+    def iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        response = self._response
+        inner: Iterator[bytes] = type(response).iter_bytes(response, *args, **kwargs)
+        return inner if self._is_seen() else self._started(self._read(inner))
+
+    def aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        response = self._response
+        inner: AsyncIterator[bytes] = type(response).aiter_bytes(response, *args, **kwargs)
+        return inner if self._is_seen() else self._started(self._read_async(inner))
+
+    def _is_seen(self) -> bool:
+        return self._taken or _is_running(self._otherwise)
+
+    def _started(self, generator: G) -> G:
+        self._taken = True
+        self._here = ref(generator)
+        self._tap.tally = self._tally(self._response)
+        return generator
+
+    def _read(self, inner: Iterator[bytes]) -> Iterator[bytes]:
+        tap = self._tap
+        try:
+            for chunk in inner:
+                tap.feed(chunk)
+                if shown := self._shown(chunk):
+                    yield shown
+        except GeneratorExit:
+            raise
+        except BaseException:
+            tap.finish(complete=False)
+            raise
+        tap.finish()
+        if rest := self._rest():
+            yield rest
+
+    async def _read_async(self, inner: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        tap = self._tap
+        try:
+            async for chunk in inner:
+                tap.feed(chunk)
+                if shown := self._shown(chunk):
+                    yield shown
+        except GeneratorExit:
+            raise
+        except BaseException:
+            tap.finish(complete=False)
+            raise
+        tap.finish()
+        if rest := self._rest():
+            yield rest
+
+    def _shown(self, chunk: bytes) -> bytes:
+        return chunk if self._hider is None else self._hider.feed(chunk)
+
+    def _rest(self) -> bytes:
+        return b"" if self._hider is None else self._hider.close()
+
+
+def _is_running(reader: Callable[[], Any] | None) -> bool:
+    generator = None if reader is None else reader()
+    return bool(getattr(generator, "gi_running", False) or getattr(generator, "ag_running", False))
+
+
+class UsageHider:
+    """Takes the event that holds nothing but usage out of the bytes of a chat stream.
+
+    Bytes are given on by whole events, as they came.
+    """
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What may be shown by now."""
+        shown = []
+        self._held += chunk
+        begin = 0
+        for end in _EVENT_END.finditer(self._held):
+            event = self._held[begin : end.end()]
+            begin = end.end()
+            if not _is_usage_event(event):
+                shown.append(event)
+        self._held = self._held[begin:]
+        return b"".join(shown)
+
+    def close(self) -> bytes:
+        """What is left at the end."""
+        held, self._held = self._held, b""
+        return b"" if _is_usage_event(held) else held
+
+
+_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+
+
+def _is_usage_event(event: bytes) -> bool:
+    if b'"usage"' not in event:
+        return False
+    decoder = SSEDecoder()
+    try:
+        found = [json.loads(each.data) for each in [*decoder.feed(event), *decoder.close()]]
+    except (ValueError, RecursionError):
+        return False
+    return bool(found) and all(
+        isinstance(each, dict) and each.get("usage") is not None and each.get("choices") == []
+        for each in found
+    )
