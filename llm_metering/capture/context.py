@@ -61,10 +61,30 @@ class Sightings:
 class Scope:
     """One request, or one `bound(...)` block inside or outside of a request."""
 
-    __slots__ = (
-        "__weakref__", "_dimensions", "asgi", "closed", "customer", "embedded", "is_call", "is_read",
-        "opened", "outer", "owner", "parent", "parked", "recorded", "resolved", "seen", "tickets",
-    )  # fmt: skip
+    # One is made for every request, whatever it does: what few need stands here until it is set.
+
+    customer: str | None = None
+    """Named by `bind` or `bound`."""
+    resolved: str | None = None
+    """Named by the resolver."""
+    outer: Scope | None = None
+    """The scope round this one, whosever it is."""
+    tickets: list[Ticket] | None = None
+    """Records of this request that may not be committed yet (kept by the outermost scope)."""
+    parked: list[UsageRecord] | None = None
+    """Records that wait for the customer to be known (kept by the outermost scope)."""
+    recorded = 0
+    """How many answers were recorded or parked in it (kept by every scope up the line)."""
+    embedded = 0
+    """How many of those were embeddings."""
+    seen: Sightings | None = None
+    opened: dict[int, ref[OpenStream]] | None = None
+    is_read = False
+    """Whether the middleware reads this request's answer."""
+    is_call = False
+    """Whether it is one call of a decorated function."""
+    closed = False
+    _dimensions: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -75,34 +95,15 @@ class Scope:
         dimensions: Mapping[str, str] | None = None,
         owner: object | None = None,
     ) -> None:
-        # One is made for every request, whatever it does: what few need is made when it is needed.
         self.asgi = asgi
         """The request's ASGI scope, on the outermost scope; what a resolver is shown."""
         self.parent = parent
-        self.outer: Scope | None = None
-        """The scope round this one, whosever it is."""
         self.owner: object | None = owner if owner is not None or parent is None else parent.owner
         """The recorder it belongs to; None serves any."""
-        self.customer = customer
-        """Named by `bind` or `bound`."""
-        self.resolved: str | None = None
-        """Named by the resolver."""
-        self.tickets: list[Ticket] | None = None
-        """Records of this request that may not be committed yet (kept by the outermost scope)."""
-        self.parked: list[UsageRecord] | None = None
-        """Records that wait for the customer to be known (kept by the outermost scope)."""
-        self.recorded = 0
-        """How many answers were recorded or parked in it (kept by every scope up the line)."""
-        self.embedded = 0
-        """How many of those were embeddings."""
-        self.is_read = False
-        """Whether the middleware reads this request's answer."""
-        self.is_call = False
-        """Whether it is one call of a decorated function."""
-        self.closed = False
-        self._dimensions: dict[str, str] | None = dict(dimensions) if dimensions else None
-        self.seen: Sightings | None = None
-        self.opened: dict[int, ref[OpenStream]] | None = None
+        if customer is not None:
+            self.customer = customer
+        if dimensions:
+            self._dimensions = dict(dimensions)
 
     @property
     def root(self) -> Scope:

@@ -15,7 +15,7 @@ from .answers import LOOK_AFTER_BYTES, AppAnswer
 from .context import Scope, is_on_disk
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
-from .waiting import marked_as_coroutine_function
+from .waiting import coroutine_marker
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -66,6 +66,7 @@ class MeteringMiddleware:
         self._is_public = path_matcher(public_paths, name="public_paths")
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability == "commit"
+        self._marked = coroutine_marker()
         self._key = f"llm_metering.{id(self._recorder):x}"
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -87,7 +88,7 @@ class MeteringMiddleware:
             scope["state"] = {}
         request = scope[self._key] = Scope(asgi=scope, owner=self._recorder)
         answer = None
-        if self._reads and kind == "http" and self._is_read(scope):
+        if self._reads and kind == "http" and scope["method"] == "POST" and self._is_metered(scope["path"]):
             answer, receive, send = self._reading(request, receive, send)
         elif self._holds or kind == "websocket":
             send = self._watching(request, send)
@@ -100,10 +101,10 @@ class MeteringMiddleware:
         finally:
             if answer is not None:
                 answer.finish(complete=False)
-            if request.parked is None and request.opened is None:
-                self._leave(request, token, scope)
-            else:
+            if request.recorded or request.opened:
                 await self._end(request, token, scope)
+            else:
+                self._leave(request, token, scope)
 
     async def _with_lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if self._key in scope:
@@ -113,9 +114,6 @@ class MeteringMiddleware:
         await run_with_lifespan(self._home, self.app, scope, receive, send)
 
     # A request.
-
-    def _is_read(self, scope: ASGIScope) -> bool:
-        return bool(scope["method"] == "POST") and self._is_metered(scope["path"])
 
     def _reading(self, request: Scope, receive: Receive, send: Send) -> tuple[AppAnswer, Receive, Send]:
         """For routes whose answers are read: messages go on unchanged, and are looked at as they pass."""
@@ -155,7 +153,7 @@ class MeteringMiddleware:
                     await self._before_last(request)
             await send(message)
 
-        return answer, receive_kept, marked_as_coroutine_function(send_read)
+        return answer, receive_kept, self._marked(send_read)
 
     def _watching(self, request: Scope, send: Send) -> Send:
         """For other routes: only a last message may have to wait."""
@@ -179,7 +177,8 @@ class MeteringMiddleware:
         """Inside another middleware of the same `Metering`: one request, one context."""
         # The innermost view knows most: authentication may stand between the two.
         outer.asgi = scope
-        if outer.is_read or not self._reads or scope["type"] != "http" or not self._is_read(scope):
+        is_new = self._reads and not outer.is_read and scope["type"] == "http" and scope["method"] == "POST"
+        if not is_new or not self._is_metered(scope["path"]):
             await self.app(scope, receive, send)
             return
         answer, receive, send = self._reading(outer, receive, send)
@@ -216,18 +215,18 @@ class MeteringMiddleware:
     async def _end(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
         """However the request ended: name the customer of what was used, and leave what is still open."""
         try:
-            if request.parked or request.streams:
+            # What is still being counted, or read, asks for its customer when nobody can wait any more.
+            if request.parked or self._recorder.naming.needs_waiting(request) or request.opened:
                 await self._name_customer(request)
         finally:
             self._leave(request, token, scope)
+            self._recorder.release(request)
             for stream in request.streams:
                 stream.leave_progress()
 
     def _leave(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
         context.leave(request, token)
         scope.pop(self._key, None)
-        if request.recorded:
-            self._recorder.release(request)
 
     async def _name_customer(self, request: Scope) -> None:
         """The last chance to ask an async resolver, for a cancelled request too."""

@@ -28,17 +28,22 @@ async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
     return all(ticket.done for ticket in tickets)
 
 
-def marked_as_coroutine_function(function: F) -> F:
-    """Mark a plain function whose result is awaited: bridges to other servers ask before they call it."""
+def coroutine_marker() -> Callable[[F], F]:
+    """What marks a plain function whose result is awaited: bridges to other servers ask before they call."""
     import inspect
 
     if sys.version_info >= (3, 12):
-        return inspect.markcoroutinefunction(function)
+        return inspect.markcoroutinefunction
     import asyncio
 
-    # What inspect.markcoroutinefunction does from Python 3.12 on.
-    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
-    return function
+    mark = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def marked(function: F) -> F:
+        # What inspect.markcoroutinefunction does from Python 3.12 on.
+        function._is_coroutine = mark  # type: ignore[attr-defined]  # noqa: SLF001
+        return function
+
+    return marked
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -529,6 +530,30 @@ async def test_a_task_that_outlives_its_request_bills_that_requests_customer(new
     for _ in range(5):
         await asyncio.sleep(0)
     assert home.books.totals() == {"cus_one": 3, "cus_two": 3}
+
+
+@pytest.mark.parametrize("durability", ["memory", "commit"])
+async def test_a_long_text_counted_after_the_request_bills_an_async_resolvers_customer(new_home, durability):
+    async def lookup(connection: Any) -> str:
+        await asyncio.sleep(0)
+        return "cus_long"
+
+    home = new_home(lookup, durability=durability)
+    gate = threading.Event()
+    if durability == "memory":
+        home.counter.later(lambda: gate.wait(10) and None)
+
+    async def ask(request: Any) -> Response:
+        long = Reading(text="word " * 20_000, model="gpt-4o", provenance="partial")
+        home.recorder.record(long, surface="client")
+        return PlainTextResponse("ok")
+
+    await call(MeteringMiddleware(Starlette(routes=[Route("/", ask, methods=["POST"])]), home))
+    gate.set()
+    done = threading.Event()
+    home.counter.later(done.set)
+    await asyncio.to_thread(done.wait, 10)
+    assert home.books.totals().keys() == {"cus_long"}
 
 
 async def test_the_context_is_left_as_found_and_the_scope_holds_nothing_of_ours(home, wire):

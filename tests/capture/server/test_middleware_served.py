@@ -167,16 +167,15 @@ def test_64_clients_of_two_customers_at_once_are_each_billed_their_own(serve, fo
 
     url = serve(app)
 
-    async def client(n: int) -> None:
-        key = ("ann", "ben")[n % 2]
-        limits = httpx.Timeout(30)
-        async with httpx.AsyncClient(base_url=url, headers={"x-api-key": key}, timeout=limits) as http:
-            body = {"model": "gpt-4o-mini", "stream": bool(n % 3), "words": n % 7}
-            for path in ("/v1/chat/completions", "/thread", "/v1/chat/completions"):
-                (await http.post(f"{path}?n={n}", json=body)).raise_for_status()
+    async def client(http: httpx.AsyncClient, n: int) -> None:
+        headers = {"x-api-key": ("ann", "ben")[n % 2]}
+        body = {"model": "gpt-4o-mini", "stream": bool(n % 3), "words": n % 7}
+        for path in ("/v1/chat/completions", "/thread", "/v1/chat/completions"):
+            (await http.post(f"{path}?n={n}", json=body, headers=headers)).raise_for_status()
 
     async def all_clients() -> None:
-        await asyncio.gather(*map(client, range(64)))
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            await asyncio.gather(*(client(http, n) for n in range(64)))
 
     asyncio.run(all_clients())
     assert tokens(folder) == {"cus_ann": 32 * 3 * 13, "cus_ben": 32 * 3 * 13}
