@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Literal
 
 from .money import plain, shown
-from .periods import Interval, step
+from .periods import Interval, period_at, step
 from .rating import Charge, FlatLines, Rate, billed_units, charges
 
 MAX_LINES = 250
@@ -53,8 +53,20 @@ class Item:
     """None for a metered item."""
     start: int
     end: int
+    anchor: int
+    """Where the periods are counted from."""
+    since: int
+    """Since when this price is in force; usage before it is not billed under it."""
     earlier: tuple[Span, ...] = ()
     """Prices that were in force before in this period and still bill what was used under them."""
+
+    @property
+    def metered(self) -> bool:
+        return self.tariff.meter is not None
+
+    def period_after(self, at: int) -> tuple[int, int]:
+        """The period that holds a moment."""
+        return period_at(self.anchor, self.tariff.interval, self.tariff.interval_count, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +118,28 @@ def first_lines(
     return lines
 
 
-def cycle_lines(items: Sequence[Item], at: int, usage: Usage, style: Style) -> list[Line]:
+def cycle_lines(
+    items: Sequence[Item], at: int, usage: Usage, style: Style, *, final: bool = False
+) -> list[Line]:
     """The lines of the invoice at a period's end: usage of the period that ends, fees of the next one.
 
-    Items whose period ends later wait for their own invoice.
+    Items whose period ends later wait for their own invoice. A final invoice has usage only.
     """
-    ending = [item for item in items if item.end == at]
     lines: list[Line] = []
-    for item in ending:
-        if item.quantity is None:
+    for item in items:
+        if item.metered and (final or item.end == at):
             lines += usage_lines(item, usage, style)
-    for item in ending:
-        if item.quantity is not None:
-            end = step(at, item.tariff.interval, item.tariff.interval_count, 1)
-            lines += item_lines(item, item.tariff, Decimal(item.quantity), at, end, style)
+    for item in items:
+        if item.quantity is not None and item.end == at and not final:
+            start, end = item.period_after(at)
+            lines += item_lines(item, item.tariff, Decimal(item.quantity), start, end, style)
     return lines
 
 
 def usage_lines(item: Item, usage: Usage, style: Style) -> list[Line]:
     """A metered item's lines for its current period, price by price."""
-    since = item.earlier[-1].end if item.earlier else item.start
     lines: list[Line] = []
-    for span in (*item.earlier, Span(item.tariff, since, item.end)):
+    for span in (*item.earlier, Span(item.tariff, item.since, item.end)):
         quantity = usage(item, span.tariff, span.start, span.end)
         lines += item_lines(item, span.tariff, quantity, span.start, span.end, style)
     return lines

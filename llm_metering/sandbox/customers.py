@@ -20,13 +20,9 @@ from .forms import (
     text,
 )
 from .lists import created_within, merged_metadata, page, public, unset
+from .renewals import end
 from .store import Doc
 from .world import Call, Route
-
-NO_PAYMENT_METHOD = (
-    "This customer has no attached payment source or default payment method. Please consider adding a "
-    "default payment method."
-)
 
 
 def create(call: Call) -> Doc:
@@ -96,9 +92,7 @@ def delete(call: Call) -> Doc:
     customer = call.fetch("customer", "id")
     for subscription in call.store.owned(call.account, "subscription", customer["id"]):
         if subscription["status"] != "canceled":
-            subscription.update(status="canceled", canceled_at=call.now, ended_at=call.now)
-            call.store.save(call.account, subscription)
-            call.store.set_due(call.account, subscription, None)
+            end(call, subscription, call.now, "cancellation_requested")
     customer["deleted"] = True
     call.store.save(call.account, customer)
     emit(call, "customer.deleted", public(customer))
@@ -146,17 +140,6 @@ def retrieve_balance(call: Call) -> Doc:
         "livemode": call.account.livemode,
         "pending": nothing,
     }
-
-
-def payment_method(customer: Doc) -> str | None:
-    """What an invoice of this customer would be paid with."""
-    default: str | None = customer["invoice_settings"]["default_payment_method"] or customer["default_source"]
-    return default
-
-
-def declines(method: str) -> bool:
-    """Whether a test payment method stands for a card that fails, as Stripe's own names for them say."""
-    return "fail" in method.lower() or "declined" in method.lower()
 
 
 def _gone(customer: Doc) -> Doc:

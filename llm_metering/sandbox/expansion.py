@@ -9,7 +9,7 @@ from .invoices import shown_invoice
 from .lists import expand, listed, not_expandable, public
 from .prices import shown_price
 from .store import Doc
-from .subscriptions import shown_subscription
+from .subscription_documents import shown_subscription
 from .world import Call
 
 _KINDS: Mapping[str, str] = {

@@ -100,6 +100,16 @@ class Store:
                 raise
             self.db.execute("COMMIT")
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Inside a transaction: whatever is changed in here is taken back at the end."""
+        self.db.execute("SAVEPOINT undone")
+        try:
+            yield
+        finally:
+            self.db.execute("ROLLBACK TO undone")
+            self.db.execute("RELEASE undone")
+
     def forget_everything(self) -> None:
         with self.transaction():
             for table in _TABLES:
@@ -200,13 +210,20 @@ class Store:
     def oldest_first(self, account: Account, kind: str, *, after: str | None = None) -> Iterator[Doc]:
         return self._walk(account, kind, ">", "ASC", after)
 
-    def next_due(self, account: Account, clock: str, until: int) -> Doc | None:
-        """The document to which something happens first, not later than `until`."""
+    def next_due(self, account: Account, clock: str, until: int) -> tuple[Doc, int] | None:
+        """The document to which something happens first, not later than `until`, and when."""
         row = self.db.execute(
-            "SELECT body FROM document WHERE account=? AND clock=? AND due<=? ORDER BY due, seq LIMIT 1",
+            "SELECT body, due FROM document WHERE account=? AND clock=? AND due<=? ORDER BY due, seq LIMIT 1",
             (account.n, clock, until),
         ).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else (json.loads(row[0]), row[1])
+
+    def on_clock(self, account: Account, clock: str) -> list[Doc]:
+        """Everything that lives on a test clock."""
+        rows = self.db.execute(
+            "SELECT body FROM document WHERE account=? AND clock=? ORDER BY seq", (account.n, clock)
+        ).fetchall()
+        return [json.loads(body) for (body,) in rows]
 
     def _walk(self, account: Account, kind: str, side: str, order: str, after: str | None) -> Iterator[Doc]:
         edge = 2**62 if side == "<" else 0

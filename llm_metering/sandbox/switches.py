@@ -46,6 +46,8 @@ class Switches:
     """Event summaries list hours and days without usage, too."""
     dimension_keys: int | None = None
     """Payload keys allowed beside customer and value, None for any number. The limit is not published."""
+    preview_credits: bool = True
+    """Previews show the credits that would be applied. Real ones are applied at finalisation."""
     idempotency_clash_type: Literal["idempotency_error", "invalid_request_error"] = "idempotency_error"
     """Error type of a 409 for an idempotency key that is still running."""
     deactivate_twice: Literal["refuse", "accept"] = "refuse"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from .billing import Item, Span, Style, Tariff, Usage
+from .billing import Item, Span, Tariff, Usage
 from .money import ZERO
 from .rating import Rate, Tier
 from .store import Account, Doc
@@ -53,6 +53,8 @@ def item_value(world: World, account: Account, item: Doc) -> Item:
         quantity=item["quantity"],
         start=item["current_period_start"],
         end=item["current_period_end"],
+        anchor=item["_anchor"],
+        since=item["_since"],
         earlier=tuple(
             Span(tariff(world, account, span["price"]), span["start"], span["end"])
             for span in item["_earlier"]
@@ -68,10 +70,6 @@ def usage_of(world: World, account: Account, customer: str) -> Usage:
         return ZERO if meter is None else usage(world, account, meter, customer, start, end)
 
     return used
-
-
-def style_of(world: World) -> Style:
-    return Style(world.switches.flat_lines, world.switches.package_quantity)
 
 
 def _decimal(text: str | None) -> Decimal | None:

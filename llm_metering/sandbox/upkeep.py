@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .alerts import sound
 from .error_reports import report
+from .renewals import live
 from .usage import count_waiting
 from .world import Call
 
@@ -15,4 +17,7 @@ def catch_up(call: Call, *, all_of_them: bool = False) -> int:
     """
     counted = count_waiting(call.world, call.account, all_of_them=all_of_them)
     report(call, all_of_them=all_of_them)
+    if counted:
+        sound(call)
+    live(call, None, call.now)
     return counted
