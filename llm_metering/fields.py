@@ -61,6 +61,11 @@ def own(value: Any) -> Mapping[str, Any]:
     return getattr(value, "__dict__", None) or fields(value)
 
 
+def is_object(value: Any) -> bool:
+    """Whether a value may have fields at all, unlike a number or a list."""
+    return (_KINDS.get(type(value)) or _learn(type(value))) != "plain"
+
+
 def items(value: Any) -> Sequence[Any]:
     """A list's items; empty for anything else."""
     return value if isinstance(value, (list, tuple)) else ()

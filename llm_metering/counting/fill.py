@@ -72,6 +72,8 @@ def _counted(reading: Reading, request: Any, model: str | None, known: Usage) ->
     if reading.api == "rerank":
         return reading
     prompt = prompt_of(request, reading.api)
+    if reading.api is None and prompt.is_empty and not reading.text and reading.written is None:
+        return reading  # not an answer that anybody knows: there is nothing to count in it
     model = reading.model or model or prompt.model
     leaves = known.as_dict()
     unknown: list[str] = []

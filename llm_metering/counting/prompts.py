@@ -33,7 +33,7 @@ def prompt_tokens(prompt: Prompt, *, model: str | None, api: str | None) -> tupl
         return count_in(encoding, text)
 
     unknown = list(prompt.unknown)
-    if not (prompt.messages or prompt.plain or prompt.plain_tokens):
+    if prompt.is_empty:
         return None, [*unknown, "the prompt"]
     total = sum(map(count, prompt.plain)) + prompt.plain_tokens
     if prompt.messages:

@@ -42,6 +42,11 @@ class Prompt:
     """What is in the request and cannot be counted from it."""
     model: str | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it to count."""
+        return not (self.messages or self.plain or self.plain_tokens)
+
 
 def prompt_of(request: Any, api: str | None) -> Prompt:
     """Take a request apart: a payload (mapping or JSON), a list of messages, or plain text. Never raises."""

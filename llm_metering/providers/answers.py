@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..fields import fields, first, get, text
+from ..fields import first, get, is_object, text
 from ..usage import Reading, Usage, Written
-from .dialects import dialect_of
+from .dialects import by_attributes, dialect_of
 from .numbers import UnbelievableUsage, usage_of
 from .shapes import Shape, shape_of
 
@@ -89,13 +89,17 @@ def believed(reported: Any) -> tuple[Usage, str | None]:
         return Usage(), None
     dialect = dialect_of(reported)
     if dialect is None:
-        if fields(reported):
-            return Usage(), None
-        return Usage(), f"usage is {type(reported).__name__}, not an object" if reported != {} else None
+        dialect, reported = by_attributes(reported)
+    if dialect is None:
+        return Usage(), None if is_object(reported) else f"usage is {_kind(reported)}, not an object"
     try:
         return usage_of(reported, dialect), None
     except UnbelievableUsage as exc:
         return Usage(), f"reported usage cannot be believed: {exc}"
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def joined(words: Written | None) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from ..fields import fields
+from ..fields import fields, get, is_object
 from .numbers import ByModality, Dialect, Names, Number, Summed
 
 
@@ -17,6 +18,15 @@ def dialect_of(reported: Any) -> Dialect | None:
             if key in present:
                 return dialect
     return None
+
+
+def by_attributes(reported: Any) -> tuple[Dialect | None, Any]:
+    """As `dialect_of`, for an object that keeps its counts behind properties, and its counts by name."""
+    if is_object(reported) and not isinstance(reported, Mapping):
+        for dialect in DIALECTS:
+            if any(type(get(reported, key)) is int for key in dialect.keys):
+                return dialect, {name: get(reported, name) for name in dialect.names}
+    return None, reported
 
 
 _INPUT = Number("input", "input")

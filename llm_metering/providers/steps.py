@@ -64,7 +64,7 @@ def chat(tally: StreamTally, event: Any) -> None:
     if usage is None and finished:
         usage = dig(event, ("x_groq", "usage"))
     if usage is not None:
-        tally.report(usage, final=finished or not choices)
+        tally.report(usage, final=tally.ended or not choices)
     elif not choices:
         _chat_odd(tally, fields(event))
 
@@ -116,6 +116,7 @@ def messages(tally: StreamTally, event: Any) -> None:
         tally.report(e.get("usage"), final=stopped)
     elif kind == "message_stop":
         tally.ended = True
+        tally.conclude()
     elif kind == "error":
         tally.failed = True
 

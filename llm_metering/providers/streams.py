@@ -191,6 +191,10 @@ class StreamTally:
             self._reported = dict(present)
         self._final = self._final or (final and (not present or dialect_of(self._reported) is not None))
 
+    def conclude(self) -> None:
+        """Nothing more will be reported: what was is final."""
+        self._final = self._final or dialect_of(self._reported) is not None
+
     def start(self, shape: Shape, step: Step) -> None:
         self._shape = shape
         self._step = step

@@ -209,6 +209,12 @@ def test_completions_have_nothing_wrapped_round_them() -> None:
     assert fill(reading, {"prompt": ["hello world", "hello world"]}).usage == Usage(input=4, output=2)
 
 
+def test_an_answer_that_nobody_knows_is_not_counted_as_nothing() -> None:
+    reading = Reading(response_id="x")
+    assert fill(reading) is reading
+    assert fill(reading, {"unheard": "of"}) is reading
+
+
 def test_a_rerank_answer_is_left_as_it_is() -> None:
     reading = Reading(model="rerank-x", api="rerank")
     assert fill(reading, {"query": "a", "documents": ["b"]}) is reading

@@ -1,8 +1,9 @@
-"""Readers on input that nobody thought of."""
+"""Readers on input that nobody thought of. LLM_METERING_FUZZ=60 tries sixty times as much."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from llm_metering.usage import Reading
 
 from .conftest import compact, payloads, sse
 
+TIMES = int(os.environ.get("LLM_METERING_FUZZ", "1"))
 NAMES = st.sampled_from(
     [
         "id", "object", "type", "model", "usage", "choices", "delta", "message", "content", "text", "index",
@@ -46,20 +48,20 @@ def is_sound(reading: Reading) -> bool:
     return reading.provenance in ("reported", "partial")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(JSON | OBJECTS)
 def test_no_answer_raises(answer: Any) -> None:
     assert is_sound(read_response(answer))
     assert is_sound(read_response(answer, api="chat", keep_text=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(st.lists(OBJECTS | JSON, max_size=6))
 def test_no_stream_raises(events: list[Any]) -> None:
     assert is_sound(read_stream(events, keep_text=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([None, "application/json", "text/event-stream"]))
 def test_no_bytes_raise(body: bytes, content_type: str | None) -> None:
     tally = WireTally(content_type=content_type)
@@ -68,7 +70,7 @@ def test_no_bytes_raise(body: bytes, content_type: str | None) -> None:
     assert is_sound(tally.result())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(OBJECTS, st.sampled_from([None, 1]), st.booleans())
 def test_bytes_are_read_as_the_decoded_answer_is(answer: Any, indent: int | None, ascii: bool) -> None:
     body = json.dumps(answer, indent=indent, ensure_ascii=ascii).encode("utf-8", "replace")
@@ -78,7 +80,7 @@ def test_bytes_are_read_as_the_decoded_answer_is(answer: Any, indent: int | None
     assert repr(tally.result()) == repr(decoded)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(st.sampled_from(CASES), st.data())
 def test_a_payload_with_anything_in_its_place_is_read_or_set_aside(events: list[Any], data: Any) -> None:
     changed = json.loads(compact(events))
@@ -92,7 +94,7 @@ def test_a_payload_with_anything_in_its_place_is_read_or_set_aside(events: list[
     assert is_sound(tally.so_far())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150 * TIMES, deadline=None)
 @given(
     st.sampled_from([c for c in CASES if len(c) > 1]), st.lists(st.integers(1, 400), min_size=1, max_size=9)
 )

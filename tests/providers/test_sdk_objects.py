@@ -147,3 +147,34 @@ def test_a_vendors_own_fields_are_read_from_the_sdks_objects() -> None:
     assert reading.usage == Usage(input=3, output=2)
     assert reading.written is not None
     assert reading.written.thoughts == "Hm."
+
+
+def test_counts_behind_properties_are_read() -> None:
+    class Counts:
+        __slots__ = ()
+
+        @property
+        def prompt_token_count(self) -> int:
+            return 5
+
+        @property
+        def candidates_token_count(self) -> int:
+            return 3
+
+    class Answer:
+        usage_metadata = Counts()
+        candidates = ()
+
+    assert read_response(Answer()).usage == Usage(input=5, output=3)
+
+
+def test_a_mock_is_no_answer() -> None:
+    from unittest.mock import MagicMock
+
+    reading = read_response(MagicMock())
+    assert reading.usage == Usage()
+    assert reading.problem is None
+    reading = read_response(
+        MagicMock(usage=MagicMock(prompt_tokens=5, completion_tokens=3), object="chat.completion")
+    )
+    assert reading.usage == Usage(input=5, output=3)

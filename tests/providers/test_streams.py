@@ -222,3 +222,25 @@ def test_keep_text_keeps_the_text_of_a_reported_stream() -> None:
     events = [*text_chunks("a", "b"), chunk(finish="stop", usage=usage)]
     assert read_stream(events).text is None
     assert read_stream(events, keep_text=True).text == "ab"
+
+
+def test_running_totals_of_two_choices_are_final_only_when_both_have_ended() -> None:
+    running = {"prompt_tokens": 5, "completion_tokens": 2}
+    events = [
+        chunk({"content": "A"}, usage=running),
+        chunk({"content": "B"}, index=1, usage=running),
+        chunk(finish="stop", usage=running),
+    ]
+    reading = read_stream(events)
+    assert (reading.provenance, reading.usage) == ("partial", Usage(input=5, output=2))
+    assert read_stream([*events, chunk(index=1, finish="stop", usage=running)]).provenance == "reported"
+
+
+def test_the_end_of_a_message_makes_its_usage_final() -> None:
+    tally = StreamTally()
+    tally.feed(ANTHROPIC_START)
+    tally.feed({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 7}})
+    assert not tally.complete
+    tally.feed({"type": "message_stop"})
+    assert tally.complete
+    assert tally.result().usage == Usage(input=20, cached_input=5, output=7)
