@@ -93,8 +93,9 @@ class Metering:
         self._lock = Lock()
         self._started = False
         self._starting: Thread | None = None
-        self._watches_exit = False
         self._retry_start_at = 0.0
+        # A script may end without `stop`, and before anything was started: while a tokenizer loads, say.
+        atexit.register(_at_exit, ref(self))
 
     # Life.
 
@@ -118,7 +119,6 @@ class Metering:
             if self.settings.deliver == "thread":
                 self._flusher.start()
             self._started = True
-            self._watch_exit()
 
     def start_soon(self) -> None:
         """Start without making the caller wait; what goes wrong is an alarm, and is tried again."""
@@ -127,7 +127,6 @@ class Metering:
         if time.monotonic() < self._retry_start_at:
             return
         self._retry_start_at = time.monotonic() + 5
-        self._watch_exit()
         self._starting = Thread(target=self._try_start, name="llm-metering-start", daemon=True)
         self._starting.start()
 
@@ -361,17 +360,11 @@ class Metering:
             self._writer.stop(self.settings.drain_s)
             raise AccountMismatch(bound_to=bound_to, key_of=outcome.message or "another account")
 
-    def _watch_exit(self) -> None:
-        """A script may end without `stop`: what is queued is committed then, and nothing more delivered."""
-        if not self._watches_exit:
-            self._watches_exit = True
-            atexit.register(_at_exit, ref(self))
-
     def commit_all(self, timeout_s: float) -> None:
         """Commit what is queued and close the ledger, without delivering."""
+        self._counter.settle(timeout_s)
         if self._starting is not None:
             self._starting.join(timeout_s)
-        self._counter.settle(timeout_s)
         self._writer.stop(timeout_s)
 
 

@@ -118,6 +118,9 @@ class Counter:
             return
         try:
             if self._thread is None or not self._thread.is_alive():
+                # tiktoken imports it, and it cannot be imported any more once the program is ending.
+                import concurrent.futures.thread  # noqa: F401
+
                 self._thread = Thread(target=self._run, name="llm-metering-counter", daemon=True)
                 self._thread.start()
         finally:
