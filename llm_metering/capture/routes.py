@@ -34,6 +34,7 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
     """
     if isinstance(patterns, str):
         raise ConfigurationError(f"{name}={patterns!r} is one string; give a list: [{patterns!r}]")
+    patterns = tuple(patterns)
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.startswith(("/", "*")):
             raise ConfigurationError(

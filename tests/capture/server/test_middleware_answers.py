@@ -131,6 +131,27 @@ async def test_anthropic_and_openai_streams_are_read(home, wire, provider):
     assert (record.provider, record.usage.total, record.provenance) == (provider, 13, "reported")
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_gemini_shaped_routes_are_read(home, wire, streamed):
+    parts = [
+        {
+            "candidates": [{"content": {"parts": [{"text": text}], "role": "model"}}],
+            "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": n, "totalTokenCount": 9 + n},
+            "modelVersion": "gemini-2.5-flash", "responseId": "g1",
+        }
+        for text, n in (("He", 2), ("llo", 4))
+    ]  # fmt: skip
+    path = "/v1beta/models/gemini-2.5-flash:generateContent"
+    app = answering(json.dumps(parts[-1]).encode())
+    if streamed:
+        path = "/v1beta/models/gemini-2.5-flash:streamGenerateContent"
+        events = (b"data: " + json.dumps(part).encode() + b"\r\n\r\n" for part in parts)
+        app = answering(*events, content_type="text/event-stream")
+    await wire.exchange(metered(app, home), path, b'{"contents": [{"parts": [{"text": "Hi"}]}]}')
+    record = home.books.only
+    assert (record.usage.total, record.model, record.held) == (13, "gemini-2.5-flash", None)
+
+
 async def test_embeddings_and_responses_are_read(new_home, wire):
     embeddings = {
         "object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.1] * 5000}],

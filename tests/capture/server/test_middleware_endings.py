@@ -168,6 +168,23 @@ async def test_a_resolver_that_hangs_delays_nothing_for_longer_than_the_limit(ne
     assert home.books.totals() == {None: 13}
 
 
+async def test_a_background_task_that_raises_after_the_answer_changes_nothing(home, wire):
+    from starlette.background import BackgroundTask
+    from starlette.responses import JSONResponse
+
+    class TaskError(Exception):
+        pass
+
+    def task() -> None:
+        used(home, 2)
+        raise TaskError
+
+    app = JSONResponse(wire.chat(), background=BackgroundTask(task))
+    with pytest.raises(TaskError):
+        await wire.exchange(MeteringMiddleware(app, home))
+    assert home.books.totals() == {"cus_a": 17}
+
+
 async def test_a_client_that_hangs_up_makes_send_fail_and_is_billed(home, wire):
     sent = 0
 
