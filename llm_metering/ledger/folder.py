@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from ..errors import AccountMismatch, LedgerError
 from . import schema
@@ -123,7 +124,7 @@ def create_lane(folder: Path, name: str, connect: Connect) -> None:
 def open_lane(path: Path, connect: Connect) -> sqlite3.Connection:
     """The writing connection of a lane whose lock is ours."""
     db = connect(
-        f"{path.absolute().as_uri()}?mode=rw",
+        _uri(path, "rw"),
         uri=True,
         isolation_level=None,
         check_same_thread=False,
@@ -145,7 +146,7 @@ def open_lane(path: Path, connect: Connect) -> sqlite3.Connection:
 def read_lane(path: Path) -> sqlite3.Connection:
     """A connection that cannot write, beside the one that does."""
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro",
+        _uri(path, "ro"),
         uri=True,
         isolation_level=None,
         check_same_thread=False,
@@ -202,6 +203,10 @@ def sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
 def _problem(folder: Path, found: os.stat_result) -> str | None:

@@ -137,6 +137,14 @@ def test_a_symbolic_link_in_the_folder_is_no_lane(folder, opened, tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+def test_any_name_will_do_for_a_folder(tmp_path, opened):
+    at = tmp_path / "led ger?mode=ro#50%é"
+    ledger = opened(at=at)
+    ledger.commit([entry("a")], [], now=T0)
+    assert LedgerView(at).status(now=T0).usage_records == 1
+    assert len(lanes(at)) == 1
+
+
 # ---- lanes
 
 
