@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .models import family_of
-from .requests import Prompt
+from .parts import Prompt
 
 SLACK_TOKENS = 4
 """On short texts a token or two is a large share: so many are always allowed."""

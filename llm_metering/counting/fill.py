@@ -8,8 +8,9 @@ from typing import Any
 from ..usage import Provenance, Reading, Usage, Written
 from . import bounds
 from .models import encoding_for, is_reasoning
+from .parts import Prompt
 from .prompts import answer_tokens, prompt_tokens, thought_tokens
-from .requests import Prompt, prompt_of
+from .requests import prompt_of
 
 HIDDEN_REASONING = "hidden reasoning"
 NO_WORDS = Written()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..usage import Written
 from .images import image_tokens
 from .models import base_name, encoding_for, family_of, is_reasoning
-from .requests import Message, Prompt
+from .parts import Message, Prompt
 from .rules import (
     CHAT,
     OLD_TOOLS,
