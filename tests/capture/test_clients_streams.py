@@ -336,7 +336,8 @@ def test_a_provider_that_hangs_up_raises_what_it_raised_and_bills_what_came(benc
             if wrapped:
                 wrap(client, bench.recorder)
             stream = client.chat.completions.create(**ASK)
-            with pytest.raises(openai.APIConnectionError) as caught:
+            # Whose error it is changed between versions of the SDK.
+            with pytest.raises(Exception, match=r"(?i)connection") as caught:
                 list(stream)
             raised.append(caught.value)
     bare, mine = raised
@@ -370,13 +371,18 @@ def test_an_error_before_anything_was_said_records_nothing(claude, bench, provid
 
 
 def test_a_timeout_in_mid_stream_is_raised_and_bills_what_came(bench, provider, said):
-    gate = threading.Event()
-    provider.events(said.chat_events(), first=4, gate=gate)
-    with (
-        openai.OpenAI(api_key="k", base_url=provider.origin + "/v1", max_retries=0, timeout=0.2) as client,
-        pytest.raises(openai.APITimeoutError),
-    ):
-        list(wrap(client, bench.recorder).chat.completions.create(**ASK))
+    raised = []
+    provider.events(said.chat_events(), first=4, gate=threading.Event())
+    for wrapped in (False, True):
+        with openai.OpenAI(
+            api_key="k", base_url=provider.origin + "/v1", max_retries=0, timeout=0.2
+        ) as client:
+            if wrapped:
+                wrap(client, bench.recorder)
+            with pytest.raises(Exception, match=r"(?i)time") as caught:
+                list(client.chat.completions.create(**ASK))
+            raised.append(caught.value)
+    assert [type(exc) for exc in raised] == 2 * [type(raised[0])]
     partial(bench, "Hello there,")
 
 
