@@ -329,7 +329,7 @@ class Delivery:
     def _room(self) -> int:
         """How many requests with events may start now."""
         mono = self._monotonic()
-        if self.stopping or not self.permit.may_send or mono < self._not_before:
+        if self.stopping or not self.permit.may_send:
             return 0
         if self.breaker.state == "open":
             return int(mono >= self.breaker.probe_at)

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from .delivery import Delivery, Flush, Sending, Writing
-from .protocols import Ledger, Outcome, Sender, Telemetry
+from .protocols import Outcome, Sender, Telemetry
 from .senders.pacing import Backoff
 from .senders.threads import SendingThreads
 from .settings import Settings
@@ -125,7 +125,8 @@ class Flusher:
         self.start()
         self._sending.wake()
         flush.done.wait(timeout_s)
-        return self._writer.run(self._undelivered)
+        books = self._writer.run(lambda ledger: ledger.view())
+        return len(books.events(states=("PENDING", "SENDING", "AMBIGUOUS"), limit=_ALL))
 
     def stop(self, drain_s: float | None = None) -> None:
         """Start no more sends and wait at most `drain_s` for those under way.
@@ -186,10 +187,6 @@ class Flusher:
         self._trouble.reset()
         return wait_s
 
-    def _undelivered(self, ledger: Ledger) -> int:
-        events = ledger.status(now=self._now()).events
-        return sum(events.get(state, 0) for state in ("PENDING", "SENDING", "AMBIGUOUS"))
-
 
 class _NoKey:
     """Stands in where no key is known."""
@@ -207,6 +204,7 @@ class _NoKey:
 
 
 _LAST_COMMIT_S = 2.0
+_ALL = 10_000_000
 
 _instances: weakref.WeakSet[Flusher] = weakref.WeakSet()
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 import pytest
+from llm_metering.delivery import Flush
 from llm_metering.errors import LedgerError
 from llm_metering.flusher import Flusher
 from llm_metering.ledger.memory import MemoryLedger
@@ -214,11 +215,14 @@ def test_one_customers_long_queue_goes_one_at_a_time_and_holds_up_nobody() -> No
         world.use("cus_long", model=f"m{i}")
     for customer in customers(7):
         world.use(customer)
+    world.latency_s = 3.0
     world.pass_until(lambda: world.stripe.accepted)
-    world.pass_(1.5)
+    world.pass_(3.5)
     assert set(customers(7)) <= {e.customer for e in world.stripe.accepted}
-    world.pass_(60)
+    turns = world.turns
+    world.pass_(180)
     assert world.states() == {"ACCEPTED": 47}
+    assert world.turns - turns < 4 * 40, "waiting for its turn is no busy loop"
 
 
 def test_a_sender_of_batches_gets_batches() -> None:
@@ -610,6 +614,21 @@ def test_a_freeze_that_fails_does_not_hold_back_what_is_frozen(failing: Failing)
     assert world.names().count("delivery.failing") == 1
 
 
+def test_someone_who_waits_for_a_freeze_that_fails_holds_back_nothing(failing: Failing) -> None:
+    world = failing.world
+    for customer in customers(20):
+        world.use(customer)
+    world.ledger.freeze(now=world.now, bucket_s=60, everything=True)
+    failing.errors["freeze"] = LedgerError("x")
+    waiting = Flush(world.now + 300)
+    world.flusher._delivery.flushes.append(waiting)
+    world.pass_until(world.settled)
+    assert world.states() == {"ACCEPTED": 20}
+    assert not waiting.done.is_set(), "not everything was frozen"
+    world.pass_(340)
+    assert waiting.done.is_set()
+
+
 @pytest.mark.parametrize(
     "method", ["claim", "freeze", "maintain", "due_at", "finish_many", "meta", "set_meta", "bind"]
 )
@@ -846,8 +865,9 @@ def test_stop_does_not_wait_longer_than_told(live: Any) -> None:
     life.flusher.stop(0.2)
     assert 0.15 < time.monotonic() - began < 1.5
     assert life.states() == {"SENDING": 4, "PENDING": 26}, "left to the lease"
+    flushing.join(3)
+    assert not flushing.is_alive(), "nobody waits for a turn that will not come"
     stripe.go_on.set()
-    flushing.join(5)
 
 
 def test_what_no_thread_had_begun_at_a_stop_is_not_in_doubt(live: Any) -> None:

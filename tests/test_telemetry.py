@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 
 import pytest
@@ -165,25 +166,24 @@ def test_a_message_that_cannot_be_made_into_text_does_not_raise() -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_forked_while_a_thread_counts_can_count() -> None:
     telemetry = LogTelemetry()
-    stop = threading.Event()
+    counting, done = threading.Event(), threading.Event()
 
-    def work() -> None:
-        while not stop.is_set():
-            with telemetry._lock:
-                pass
+    def count() -> None:
+        with telemetry._lock:  # as in the middle of `count`
+            counting.set()
+            done.wait(20)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=count)
     thread.start()
-    try:
-        for _ in range(20):
-            pid = os.fork()
-            if not pid:
-                ok = telemetry._lock.acquire(timeout=5)
-                os._exit(0 if ok else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        stop.set()
-        thread.join()
+    assert counting.wait(5)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(5)  # a lock that nobody will open would wait for ever
+        telemetry.count("x")
+        os._exit(0 if telemetry.snapshot() == {"x": 1} else 1)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 # Redaction.
