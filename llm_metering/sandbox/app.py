@@ -117,7 +117,9 @@ class SandboxApp:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
             return
         body = await _read_body(receive)
         if body is None:
@@ -129,6 +131,9 @@ class SandboxApp:
             dict(scope["headers"]),
             body,
         )
+        if len(body) > MAX_BODY_BYTES:
+            await _send(send, self.service.refuse(request, Refusal(413, "The request is too large.")))
+            return
         if request.path.startswith("/_sandbox"):
             await _send(send, await control.answer(self, request))
             await self._close_port()
@@ -156,7 +161,7 @@ class SandboxApp:
         """Forget everything: objects, events, remembered answers and faults. Switches stay."""
         with self.store.lock:
             self.store.forget_everything()
-            self.service.forget_accounts()
+            self.service.forget()
         self.faults.clear()
 
     def set_switches(self, **changes: Any) -> Switches:
@@ -293,7 +298,7 @@ async def _read_body(receive: Receive) -> bytes | None:
         return bytes(message.get("body", b""))
     parts: list[bytes] = []
     while message["type"] == "http.request":
-        if sum(map(len, parts)) < MAX_BODY_BYTES:
+        if sum(map(len, parts)) <= MAX_BODY_BYTES:
             parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)

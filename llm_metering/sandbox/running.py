@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .app import SandboxApp, create_app
 from .books import Books
+from .door import Door
 from .faults import Fault, Kind, Match
 from .switches import Switches
 
@@ -181,26 +182,15 @@ def _listen(host: str, port: int) -> socket.socket:
 def _server(app: SandboxApp) -> uvicorn.Server:
     try:
         import uvicorn
-        from uvicorn.protocols.http.auto import AutoHTTPProtocol
     except ImportError as exc:
         raise RuntimeError(
             "the sandbox needs uvicorn to listen on a port: pip install 'llm_metering[sandbox]'"
         ) from exc
-
-    class Connection(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
-        """A connection that the door knows of."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            app.door.opened(transport)
-            super().connection_made(transport)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            app.door.closed(self.transport)
-            super().connection_lost(exc)
-
+    connection = _connection_type(app.door)
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=connection,
+        loop="asyncio",  # resets need its transports
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -209,32 +199,62 @@ def _server(app: SandboxApp) -> uvicorn.Server:
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)
+    app.door.closer = _Port(server, connection, app.door).close
+    return server
 
-    async def close_port(seconds: float) -> None:
+
+def _connection_type(door: Door) -> type[asyncio.Protocol]:
+    """uvicorn's own connection, made known to the door."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Connection(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            door.opened(transport)
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            door.closed(self.transport)
+            super().connection_lost(exc)
+
+    return Connection
+
+
+class _Port:
+    """The port that a server listens on, to be closed for a while."""
+
+    def __init__(self, server: uvicorn.Server, connection: type[asyncio.Protocol], door: Door) -> None:
+        self._server = server
+        self._connection: Callable[..., asyncio.Protocol] = connection
+        self._door = door
+        self._opening: asyncio.Task[None] | None = None
+
+    async def close(self, seconds: float) -> None:
+        """Refuse connections for so long."""
         loop = asyncio.get_running_loop()
-        address = server.servers[0].sockets[0].getsockname()[:2]
-        for listening in server.servers:
+        address = self._server.servers[0].sockets[0].getsockname()[:2]
+        for listening in self._server.servers:
             for sock in listening.sockets:
                 loop.remove_reader(sock.fileno())
         # asyncio loses a connection that it has accepted when the listener closes under it.
         await asyncio.sleep(0.005)
-        for listening in server.servers:
+        for listening in self._server.servers:
             listening.close()
-        loop.create_task(open_port(address, seconds))  # noqa: RUF006 -- the loop outlives it
+        self._opening = asyncio.create_task(self._open(address, seconds))
 
-    async def open_port(address: tuple[str, int], seconds: float) -> None:
+    async def _open(self, address: tuple[str, int], seconds: float) -> None:
         await asyncio.sleep(seconds)
+        server = self._server
         if server.should_exit:
             return
         loop = asyncio.get_running_loop()
 
-        def connection() -> Connection:
-            return Connection(
-                config=config, server_state=server.server_state, app_state=server.lifespan.state, _loop=loop
+        def connection() -> asyncio.Protocol:
+            return self._connection(
+                config=server.config,
+                server_state=server.server_state,
+                app_state=server.lifespan.state,
+                _loop=loop,
             )
 
-        app.door.open()
+        self._door.open()
         server.servers = [await loop.create_server(connection, sock=_listen(*address))]
-
-    app.door.closer = close_port
-    return server

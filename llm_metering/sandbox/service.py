@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from .errors import Refusal, bad_key, invalid, server_fault, unknown_url
 from .expansion import expand_answer
 from .forms import decode_form, read_params
+from .limits import Limits
 from .store import Account
 from .upkeep import catch_up
 from .wire import Answer, Request, api_key, bearer, json_body
@@ -31,6 +32,7 @@ class Service:
     def __init__(self, world: World, routes: Iterable[Route], keys: Collection[str] | None) -> None:
         self.world = world
         self.keys = keys
+        self._limits = Limits()
         self._accounts: dict[tuple[str, str | None], Account] = {}
         routes = tuple(routes)
         self._static = {(r.method, r.path): r for r in routes if "{}" not in r.path}
@@ -50,6 +52,7 @@ class Service:
             try:
                 route, args = self._route(request)
                 account = self._session_account(request) if route.by_session else self.account(request)
+                self._check_limits(request, account, route)
                 answer = self._remembered(request, account) or self._carry_out(
                     request, account, route, args, instead
                 )
@@ -102,8 +105,18 @@ class Service:
             )
         return account
 
-    def forget_accounts(self) -> None:
+    def forget(self) -> None:
+        """Forget what is remembered outside of the store."""
         self._accounts.clear()
+        self._limits.forget()
+
+    def _check_limits(self, request: Request, account: Account, route: Route) -> None:
+        if not self.world.switches.rate_limits:
+            return
+        events = request.body.count(b'"event_name"')
+        refusal = self._limits.check(account, f"{route.method} {route.path}", events, self.world.now())
+        if refusal is not None:
+            raise refusal
 
     def _route(self, request: Request) -> tuple[Route, tuple[str, ...]]:
         route = self._static.get((request.method, request.path))

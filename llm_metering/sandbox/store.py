@@ -119,9 +119,8 @@ class Store:
         """The account of that id and mode, made when it is first seen."""
         row = self.db.execute("SELECT n FROM account WHERE id=? AND livemode=?", (id, livemode)).fetchone()
         if row is None:
-            row = self.db.execute(
-                "INSERT INTO account (id, livemode) VALUES (?, ?) RETURNING n", (id, livemode)
-            ).fetchone()
+            cursor = self.db.execute("INSERT INTO account (id, livemode) VALUES (?, ?)", (id, livemode))
+            row = (cursor.lastrowid,)
         return Account(row[0], id, livemode)
 
     def accounts(self) -> list[Account]:

@@ -280,3 +280,9 @@ def test_a_deleted_customer_says_so(api):
     found = api.customers.retrieve(customer.id)
     assert found.deleted
     assert found.id not in [one.id for one in api.customers.list().data]
+
+
+def test_a_body_of_more_than_4_megabytes_is_refused(sandbox):
+    answer = requests.post(f"{sandbox.url}/v1/customers", data=b"name=" + b"x" * 5_000_000, headers=KEY)
+    assert answer.status_code == 413
+    assert requests.get(f"{sandbox.url}/v1/customers", headers=KEY).json()["data"] == []
