@@ -86,8 +86,10 @@ class Counter:
         count = recount if self._settings.tokens_from == "tiktoken" else fill
         try:
             return count(reading, decoded(request), model=model)
-        except Exception as exc:
-            # What the provider did say is still worth keeping.
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
+            # A panic inside the tokenizer is no Exception; what the provider did say is worth keeping.
             self._telemetry.failure("capture.count", exc)
             return reading
 

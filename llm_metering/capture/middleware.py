@@ -39,7 +39,9 @@ class MeteringMiddleware:
             of a gateway; `*` stands for anything. Only answers to POST with a status of 2xx are read.
         read_answers: Whether to read the app's own answers at all.
         public_paths: Paths served without a customer even with `on_missing_customer="reject"`. That setting
-            answers 401 on all other paths, whatever `paths` says; CORS preflights pass.
+            answers 401 on all other paths, whatever `paths` says; CORS preflights pass. It needs to know
+            the customer before the app runs: put authentication outside of this middleware, or use a
+            resolver that looks at the request itself, such as `from_api_key`.
 
     Raises:
         ConfigurationError: `metering` is no `Metering`, or a path is none.

@@ -139,13 +139,16 @@ def test_a_client_that_hangs_up_half_way_is_billed_once_without_noise(
     assert noise == []
 
 
-def test_when_a_client_has_its_whole_answer_its_usage_is_on_disk(serve, metering, folder, wire):
-    url = serve(chat_app(metering, wire))
+@pytest.mark.parametrize("lifespan", ["on", "off"])
+def test_when_a_client_has_its_whole_answer_its_usage_is_on_disk(serve, metering, folder, wire, lifespan):
+    url = serve(chat_app(metering, wire), lifespan=lifespan)
     with httpx.Client(base_url=url, headers={"x-api-key": "ben"}) as client:
         for n in range(20):
             body = {"model": "gpt-4o-mini", "stream": bool(n % 2)}
             client.post(f"/v1/chat/completions?n={n}", json=body).raise_for_status()
             assert tokens(folder) == {"cus_ben": 13 * (n + 1)}
+    serve.stop()
+    metering.stop()
 
 
 def test_64_clients_of_two_customers_at_once_are_each_billed_their_own(serve, folder, wire):

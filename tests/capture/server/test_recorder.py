@@ -326,12 +326,17 @@ def test_a_long_text_keeps_the_time_customer_and_dimensions_of_its_call(new_home
     )
 
 
-def test_a_counting_that_fails_keeps_what_the_provider_did_say(new_home, monkeypatch):
+class PanicException(BaseException):
+    """As a tokenizer in Rust raises: it passes `except Exception`."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, PanicException])
+def test_a_counting_that_fails_keeps_what_the_provider_did_say(new_home, monkeypatch, error):
     home = new_home(customer="c")
     import llm_metering.counting as counting
 
     def fail(*args: Any, **more: Any) -> Any:
-        raise RuntimeError("ours")
+        raise error("ours")
 
     monkeypatch.setattr(counting, "fill", fail)
     home.recorder.record(Reading(Usage(input=9), provenance="partial", text="x"), surface="client")
