@@ -195,6 +195,15 @@ class StreamTally:
         """Nothing more will be reported: what was is final."""
         self._final = self._final or dialect_of(self._reported) is not None
 
+    def forget_text(self) -> None:
+        """Let go of the text so far, to bound memory; `tokens_so_far` keeps what it held."""
+        self._sum_up()
+        self._deltas.clear()
+        self._summed = 0
+        self._more.clear()
+        self._calls.clear()
+        self._thoughts.clear()
+
     def start(self, shape: Shape, step: Step) -> None:
         self._shape = shape
         self._step = step

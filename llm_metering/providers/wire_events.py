@@ -133,7 +133,9 @@ class WireEvents:
         elif self._seen <= self._max:
             self._full.feed(raw)
         else:
+            # Only the usage is still looked for.
             self._full.cut_short = True
+            self._light.forget_text()
 
 
 def _payload(line: bytes) -> bytes:
@@ -162,7 +164,7 @@ class _Decoded:
 
     def _take(self, data: str) -> None:
         if data.startswith("[DONE]"):
-            self.tally.ended = True
+            self.tally.ended = not self.cut_short
             return
         try:
             self.tally.feed(json.loads(data))

@@ -240,6 +240,27 @@ def test_memory_stays_bounded_for_a_stream_of_100_mb() -> None:
     assert peak < 12_000_000
 
 
+def test_memory_stays_bounded_where_every_event_has_a_usage() -> None:
+    event = sse([chunk("x" * 1000, USAGE)], done=False) * 64
+    tally = WireTally(content_type="text/event-stream", max_bytes=2_000_000)
+    tracemalloc.start()
+    for _ in range(20_000_000 // len(event)):
+        tally.feed(event)
+    reading = tally.result()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (reading.usage, reading.provenance) == (Usage(input=7, output=3), "partial")
+    assert peak < 12_000_000
+
+
+def test_a_stream_whose_text_was_too_long_to_keep_is_partial() -> None:
+    events = [chunk("x" * 1000) for _ in range(3000)]
+    reading = read(sse([*events, chunk("", finish="stop")]), "text/event-stream", 65_536, max_bytes=1_500_000)
+    assert reading.provenance == "partial"
+    assert reading.text is not None
+    assert 500_000 < len(reading.text) < 1_500_000
+
+
 def test_memory_stays_bounded_for_a_body_of_100_mb_whose_usage_is_read_all_the_same() -> None:
     head, tail = compact(chat("HERE")).split("HERE")
     filler = b"x" * 65_536
