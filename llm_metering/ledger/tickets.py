@@ -102,7 +102,7 @@ class _Bell:
         self.future = future
 
     def __call__(self) -> None:
-        self.loop.call_soon_threadsafe(_resolve, [self.future])
+        _resolve_in(self.loop, [self.future])
 
 
 def _call(callbacks: list[Callback]) -> list[Exception]:
@@ -114,8 +114,7 @@ def _call(callbacks: list[Callback]) -> list[Exception]:
         else:
             _guarded(raised, callback)
     for loop, futures in bells.items():
-        if not loop.is_closed():
-            _guarded(raised, loop.call_soon_threadsafe, _resolve, futures)
+        _guarded(raised, _resolve_in, loop, futures)
     return raised
 
 
@@ -124,6 +123,11 @@ def _guarded(raised: list[Exception], function: Callable[..., object], *args: An
         function(*args)
     except Exception as exc:
         raised.append(exc)
+
+
+def _resolve_in(loop: asyncio.AbstractEventLoop, futures: list[asyncio.Future[None]]) -> None:
+    if not loop.is_closed():  # else nobody waits any more
+        loop.call_soon_threadsafe(_resolve, futures)
 
 
 def _resolve(futures: list[asyncio.Future[None]]) -> None:

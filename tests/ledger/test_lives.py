@@ -4,6 +4,7 @@ identifiers after 24 hours. After every step the books balance and nothing was b
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ class MemoryLife(Life):
 
 class SqliteLife(Life):
     def make(self) -> Any:
-        self.folder = tempfile.TemporaryDirectory()
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = tempfile.TemporaryDirectory(dir=memory)
         self.path = Path(self.folder.name) / "ledger"
         return SqliteLedger(self.path, adopt_after_s=0)
 
