@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..usage import Reading
-from .streams import StreamTap, is_billable, lasting_id
+from .client_routes import Route, route_of
+from .streams import StreamTap, Tally, is_billable, lasting_id
+from .tallies import ReportTally
 from .taps import tap_response, tap_stream
 
 if TYPE_CHECKING:
@@ -140,13 +142,15 @@ class Call:
         lasting = self._route.api == "responses" and _field(answer, "background") is True
         if not self._is_due(reading, answer, lasting):
             return
+        record_id = lasting_id(reading.response_id) if lasting and reading.response_id else None
         self._meter.recorder.record(
             reading,
             surface="client",
             request=self._request,
             model=self._model,
             dimensions=self._meter.dimensions,
-            id=lasting_id(reading.response_id) if lasting and reading.response_id else None,
+            id=record_id,
+            closes=record_id,
         )
 
     def _is_due(self, reading: Reading, answer: Any, lasting: bool) -> bool:
@@ -168,12 +172,15 @@ class Call:
     def _stream(self, stream: Any) -> None:
         from ..providers import StreamTally
 
-        tally = StreamTally(api=self._route.api, keep_text=self._meter.recorder.wants_text())
+        api = self._route.api
+        tally: Tally = ReportTally(api=api)
+        if self._route.counted:
+            tally = StreamTally(api=api, keep_text=self._meter.recorder.wants_text())
         if not tap_stream(
             stream,
             self._tap(tally),
             wire_tally=self._wire_tally,
-            api=self._route.api,
+            api=api,
             hide_usage=self._given is not None,
         ):
             self._meter.recorder.telemetry.alarm(
@@ -210,6 +217,7 @@ class Call:
             request=self._request,
             model=self._model,
             dimensions=self._meter.dimensions,
+            covered=None if self._route.counted else _always,
             lasting=self._request.get("background") is True or self._route.lookup,
         )
 
@@ -217,50 +225,6 @@ class Call:
     def _model(self) -> str | None:
         model = self._request.get("model")
         return model if isinstance(model, str) else None
-
-
-class Route(NamedTuple):
-    """What a path of an API brings."""
-
-    api: str
-    counted: bool = True
-    """Whether usage that is not reported is counted by us."""
-    lookup: bool = False
-    """Whether it gives an answer that was made earlier."""
-
-
-_ROUTES = {
-    "/chat/completions": Route("chat"),
-    "/completions": Route("completions"),
-    "/responses": Route("responses"),
-    "/responses/compact": Route("responses"),
-    "/embeddings": Route("embeddings"),
-    "/v1/messages": Route("messages"),
-    "/images/generations": Route("images", counted=False),
-    "/images/edits": Route("images", counted=False),
-    "/audio/transcriptions": Route("audio", counted=False),
-    "/audio/translations": Route("audio", counted=False),
-}
-
-_LOOKUP = Route("responses", lookup=True)
-
-
-@functools.lru_cache(maxsize=1024)
-def route_of(method: str, url: str) -> Route | None:
-    """What a request brings; None where it brings no usage."""
-    path = url.partition("?")[0].rstrip("/")
-    if method.lower() == "post":
-        for suffix, route in _ROUTES.items():
-            if path.endswith(suffix):
-                return route
-        is_cancel = path.endswith("/cancel")
-        return _LOOKUP if is_cancel and _is_response(path.removesuffix("/cancel")) else None
-    return _LOOKUP if method.lower() == "get" and _is_response(path) else None
-
-
-def _is_response(path: str) -> bool:
-    parent, _, name = path.rpartition("/")
-    return parent.endswith("/responses") and name.startswith("resp")
 
 
 @functools.lru_cache(maxsize=256)
@@ -316,6 +280,10 @@ def _decoded(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _always() -> bool:
+    return True
 
 
 def _field(answer: Any, name: str) -> Any:

@@ -81,33 +81,6 @@ def unframed(text: str) -> list[Any]:
     return found
 
 
-class TextTally:
-    """Adds up plain text that a function yields."""
-
-    complete = False
-
-    def __init__(self, *, model: str | None, provider: str | None) -> None:
-        self._model = model
-        self._provider = provider
-        self._pieces: list[str] = []
-        self._chars = 0
-
-    def feed(self, piece: str, /) -> None:
-        self._pieces.append(piece)
-        self._chars += len(piece)
-
-    @property
-    def tokens_so_far(self) -> int:
-        return self._chars // 4
-
-    def so_far(self) -> Reading:
-        usage = Usage(output=self.tokens_so_far)
-        return Reading(usage=usage, model=self._model, provider=self._provider, provenance="partial")
-
-    def result(self) -> Reading:
-        return Reading(model=self._model, provider=self._provider, text="".join(self._pieces) or None)
-
-
 class Streams:
     """Sorts the events that a function yields into the streams that they belong to.
 

@@ -11,8 +11,9 @@ from .. import customers
 from ..usage import Reading
 from . import context
 from .collecting import is_collecting
-from .results import Streams, TextTally, is_whole, parts_of, unframed
+from .results import Streams, is_whole, parts_of, unframed
 from .streams import StreamTap
+from .tallies import TextTally
 from .taps import is_stream, is_tapped, tap_stream
 
 if TYPE_CHECKING:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from os import getpid
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..usage import NOTHING, Reading, Surface, Usage
 from .collecting import is_collecting, watch
+from .estimates import rough_tokens
 from .waiting import LateTicket
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class StreamTap:
 
     __slots__ = (
         "__weakref__", "_began", "_covered", "_customer", "_dimensions", "_due", "_every_tokens", "_finished",
-        "_id", "_last", "_lasting", "_left", "_lock", "_model", "_noted", "_prompt", "_recorder",
+        "_id", "_last", "_lasting", "_left", "_lock", "_model", "_noted", "_process", "_prompt", "_recorder",
         "_request", "_rows", "_surface", "scope", "tally",
     )  # fmt: skip
 
@@ -97,6 +99,7 @@ class StreamTap:
         self._lock = Lock()
         self._began = False
         self._finished = False
+        self._process = getpid()
         self._left = 0
         self._due = 0.0
         self._noted = 0
@@ -133,6 +136,8 @@ class StreamTap:
         Args:
             complete: Whether it was read to its end. What a provider said of the whole counts either way.
         """
+        if self._process != getpid():
+            return None  # a forked child holds a copy; the stream is its parent's
         if is_collecting():
             return self._finish_later(complete)
         with self._lock:
@@ -149,7 +154,7 @@ class StreamTap:
 
     def _finish_later(self, complete: bool) -> Ticket | None:
         """Finish on the counter's thread. Takes no lock; the request waits for the record all the same."""
-        if self._finished or not self._began:
+        if self._finished or not self._began or self._process != getpid():
             return None
         late = LateTicket()
         root = self.scope.root
@@ -286,40 +291,3 @@ def is_billable(reading: Reading, *, failed: bool = False) -> bool:
 def lasting_id(response_id: str) -> str:
     """The record id of an answer that may be retrieved again and again, here or elsewhere."""
     return f"background-{response_id}"
-
-
-def rough_tokens(request: Any) -> int:
-    """About how many tokens a prompt has, without a tokenizer; pictures and sound are left out."""
-    if isinstance(request, (bytes, bytearray)):
-        request = _parsed(request)
-    chars = looked = 0
-    left = [request]
-    while left and chars < _MAX_ROUGH_CHARS and looked < _MAX_ROUGH_ITEMS:
-        item = left.pop()
-        looked += 1
-        if isinstance(item, str):
-            chars += 0 if item.startswith("data:") else len(item)
-        elif isinstance(item, dict):
-            left += [value for name, value in item.items() if name not in _NOT_TEXT]
-        elif isinstance(item, (list, tuple)):
-            left += item
-    return chars // _CHARACTERS_A_TOKEN
-
-
-def _parsed(body: bytes | bytearray) -> Any:
-    """A body, where parsing it is quick; else its text, unless there may be pictures in it."""
-    if len(body) > _MAX_PARSED_BYTES:
-        return "" if b"base64" in body else str(body, "utf-8", "replace")
-    import json
-
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-
-
-_CHARACTERS_A_TOKEN = 4
-_MAX_PARSED_BYTES = 65_536
-_MAX_ROUGH_CHARS = 4_000_000
-_MAX_ROUGH_ITEMS = 10_000
-_NOT_TEXT = frozenset(("data", "file_data", "image_url", "input_audio"))

@@ -214,6 +214,18 @@ def test_whole_answers_are_asked_for_nothing_more(chat, bench, provider, said):
 # How providers report.
 
 
+def test_streamed_pictures_and_transcriptions_count_what_their_last_event_reports(chat, bench, provider):
+    usage = {"total_tokens": 110, "input_tokens": 10, "output_tokens": 100}
+    done = {"type": "image_generation.completed", "b64_json": "", "usage": usage}
+    provider.events([{"type": "image_generation.partial_image", "b64_json": ""}, done])
+    list(chat.images.generate(model="gpt-image-1", prompt="A fox", stream=True))
+    provider.replies.clear()
+    provider.events([{"type": "transcript.text.delta", "delta": "Hi"}, {"type": "transcript.text.done"}])
+    list(chat.audio.transcriptions.create(model="gpt-4o-transcribe", file=b"RIFF", stream=True))
+    assert (bench.only().usage.total, bench.only().model) == (110, "gpt-image-1")
+    assert bench.sink.row_history == []
+
+
 def test_usage_beside_a_last_choice_is_counted_and_that_chunk_is_shown(chat, bench, provider, said):
     events = said.chat_events(usage=False)
     events[-1]["usage"] = said.chat_usage()
@@ -486,7 +498,6 @@ def test_a_background_stream_that_is_broken_off_is_left_to_whoever_retrieves_it(
     provider.replies.clear()
     provider.json(said.responses(background=True))
     chat.responses.retrieve("resp_1")
-    bench.sink.rows.clear()  # a ledger forgets the row of a record that it has
     assert (bench.only().id, bench.only().usage.total) == ("background-resp_1", 39)
 
 

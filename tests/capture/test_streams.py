@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from llm_metering import counting
 from llm_metering.capture import context, streams
-from llm_metering.capture.streams import StreamTap, rough_tokens
+from llm_metering.capture.estimates import rough_tokens
+from llm_metering.capture.streams import StreamTap
 from llm_metering.providers import StreamTally
 
 REQUEST: Any = {
@@ -229,6 +230,18 @@ def test_a_collection_inside_of_our_own_locks_cannot_block(make_bench, said):
         gc.enable()
     bench.drain()
     assert bench.only().provenance == "partial"
+
+
+def test_a_forked_child_leaves_its_parents_streams_alone(make_tap, bench, said, monkeypatch):
+    tap = make_tap()
+    for event in words(said, "one"):
+        tap.feed(event)
+    with monkeypatch.context() as child:
+        child.setattr(streams, "getpid", lambda: -1)
+        assert tap.finish() is None
+        assert bench.records == []
+    assert tap.finish() is not None
+    bench.only()
 
 
 def test_a_failing_ledger_or_tally_never_reaches_the_stream(make_bench, clock, said, monkeypatch):
