@@ -226,12 +226,20 @@ class _Port:
         self._server = server
         self._connection: Callable[..., asyncio.Protocol] = connection
         self._door = door
+        self._address = ("", 0)
         self._opening: asyncio.Task[None] | None = None
 
     async def close(self, seconds: float) -> None:
         """Refuse connections for so long."""
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()  # it is closed already, and opens later now
+        else:
+            await self._close()
+        self._opening = asyncio.create_task(self._open(seconds))
+
+    async def _close(self) -> None:
         loop = asyncio.get_running_loop()
-        address = self._server.servers[0].sockets[0].getsockname()[:2]
+        self._address = self._server.servers[0].sockets[0].getsockname()[:2]
         for listening in self._server.servers:
             for sock in listening.sockets:
                 loop.remove_reader(sock.fileno())
@@ -239,9 +247,8 @@ class _Port:
         await asyncio.sleep(0.005)
         for listening in self._server.servers:
             listening.close()
-        self._opening = asyncio.create_task(self._open(address, seconds))
 
-    async def _open(self, address: tuple[str, int], seconds: float) -> None:
+    async def _open(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         server = self._server
         if server.should_exit:
@@ -257,4 +264,4 @@ class _Port:
             )
 
         self._door.open()
-        server.servers = [await loop.create_server(connection, sock=_listen(*address))]
+        server.servers = [await loop.create_server(connection, sock=_listen(*self._address))]

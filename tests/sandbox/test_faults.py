@@ -162,6 +162,16 @@ def test_a_refused_port_resets_open_connections(sandbox):
     time.sleep(0.3)
 
 
+def test_a_port_that_is_refused_again_stays_closed_longer(sandbox, raw, form):
+    sandbox.refuse(0.2)
+    sandbox.refuse(0.6)
+    time.sleep(0.4)
+    with pytest.raises(ConnectionRefusedError):
+        raw(form)
+    time.sleep(0.4)
+    assert raw(form).status == 200
+
+
 def test_a_fault_meets_as_many_requests_as_it_is_told(sandbox, shop):
     sandbox.fault("500_before", path=EVENTS, count=2, after=1)
     statuses = []

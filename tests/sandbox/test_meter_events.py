@@ -305,3 +305,12 @@ def test_an_event_is_cancelled_only_once(shop, refused):
     shop.use(1, identifier="one")
     adjust(shop, "one")
     assert refused(adjust, shop, "one").http_status == 400
+
+
+def test_a_retry_of_an_old_event_still_learns_that_it_arrived(sandbox, shop, clock, refused):
+    sandbox.set_switches(identifier_window_s=60 * DAY)
+    shop.use(1, identifier="same", timestamp=START)
+    clock.time += 40 * DAY
+    assert "already exists" in refused(shop.use, 1, identifier="same", timestamp=START).user_message
+    shop.api.billing.meters.deactivate(shop.meter.id)
+    assert "already exists" in refused(shop.use, 1, identifier="same", timestamp=START).user_message
