@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,12 @@ COMMAND = [sys.executable, "-m", "llm_metering", "demo"]
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
-def left_running() -> list[str]:
-    """Processes whose folder is a demo's, gone or not."""
+def left_running(mark: str) -> list[str]:
+    """Processes that were started, by whomever, from an environment with this mark."""
     found = []
     for process in PROC.glob("[0-9]*"):
         try:
-            if "llm-metering-demo-" in os.readlink(process / "cwd"):
+            if f"DEMO_TEST_MARK={mark}".encode() in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
@@ -34,10 +34,13 @@ def left_running() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_running():
-    yield
+def mark(monkeypatch):
+    """The test's own mark; nothing that carries it may be left when the test is over."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("DEMO_TEST_MARK", mark)
+    yield mark
     if PROC.is_dir():
-        assert left_running() == []
+        assert left_running(mark) == []
 
 
 def test_the_demo_ends_well_and_says_so_to_a_program():
@@ -119,7 +122,7 @@ def test_a_call_that_is_lost_or_doubled_turns_the_demo_red(tamper, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_running(number):
+def test_an_interrupted_demo_leaves_nothing_running(number, mark):
     play = subprocess.Popen(
         [*COMMAND, "--requests", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -127,7 +130,7 @@ def test_an_interrupted_demo_leaves_nothing_running(number):
         if "kill -9" in line:
             break
     time.sleep(0.3)
-    assert not PROC.is_dir() or len(left_running()) == 3
+    assert not PROC.is_dir() or len(left_running(mark)) == 4  # it, and its three servers
     play.send_signal(number)
     _, complaint = play.communicate(timeout=20)
     assert play.returncode in (130, 128 + number, -number)
