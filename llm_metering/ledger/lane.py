@@ -12,16 +12,13 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
 
 from .._failpoints import failpoint
 from ..protocols import Claim, Entry, Outcome, Progress, Transition
 from . import rows, states
+from .attempts import Attempts, Pair
 from .freezing import Draft, bucket_of, drafts, meter_event
 from .lines import plain
-
-Pair = tuple[str, str]
-"""A customer and a meter: at most one attempt at a time is under way for each."""
 
 _INSERT_PROGRESS = f"""
     INSERT INTO progress ({rows.RECORD})
@@ -37,10 +34,6 @@ _INSERT_EVENT = (
     "frozen_at, next_attempt_at, state)"
 )
 _BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
-_STANDING = (
-    "UPDATE meter_event SET state = ?, attempts = ?, attempt_started_at = ?, first_ambiguous_at = ?, "
-    "next_attempt_at = ?, backoff_s = ?, reason = ?"
-)
 _CLOCK = "clock"
 _GAPS = "gaps"
 
@@ -60,11 +53,10 @@ class Lane:
         self.name = name
         self.db = db
         self._new_id = new_id
-        self._random = random
+        self.attempts = Attempts(db, random)
         self._mark = mark
         self._keys = rows.LineKeys(db)
         self._records = rows.RecordRows(self._keys)
-        self._after: Pair = ("", "")
         self._clock: float | None = None
 
     # ---- usage
@@ -97,7 +89,7 @@ class Lane:
                 "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING"
             )
             self.db.execute("DELETE FROM progress")
-            changed = self._crash("state = 'SENDING'", (), now)
+            changed = self.attempts.crash_all(now)
         self._mark(self.last_seq())
         return changed
 
@@ -181,41 +173,29 @@ class Lane:
 
     # ---- sending
 
-    def sending(self) -> set[Pair]:
-        """Customers and meters for which an attempt is under way."""
-        return set(self.db.execute("SELECT customer, event_name FROM meter_event WHERE state = 'SENDING'"))
-
     def claim(
         self, *, now: float, limit: int, ambiguous_only: bool, busy: set[Pair], lease_s: float
     ) -> list[Claim]:
         """Take due events and add their pairs to `busy`."""
-        heads = list(self._heads(now, limit, ambiguous_only, busy))
+        heads = list(self.attempts.heads(now, limit, ambiguous_only, busy))
         if not heads:
             return []
         with self._transaction():
-            claims = [self._start(row, now, lease_s) for row in heads]
+            claims = [self.attempts.start(row, self.name, now, lease_s) for row in heads]
         failpoint("after_claim")
         return claims
 
     def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
         failpoint("before_finish")
         with self._transaction():
-            transitions = [self._finish(claim, outcome, now) for claim, outcome in results]
+            transitions = [self.attempts.finish(claim, outcome, now) for claim, outcome in results]
         failpoint("after_finish")
         return transitions
 
     def pass_time(self, *, now: float) -> list[Transition]:
         """Expire leases and move states by age."""
         with self._transaction():
-            changed = self._crash("state = 'SENDING' AND lease_until <= ?", (now,), now)
-            for row in self._events(
-                "(state = 'AMBIGUOUS' AND first_ambiguous_at <= ?) "
-                "OR (next_attempt_at IS NOT NULL AND timestamp <= ?)",
-                (now - states.HORIZON_S, now - states.EXPIRY_S),
-            ):
-                if step := states.aged(rows.standing_of(row), now=now):
-                    changed.append(self._move(row, step))
-            return changed
+            return self.attempts.pass_time(now)
 
     def tell_time(self, now: float) -> float:
         """Note the time; return by how many seconds the clock went back, 0 if it did not.
@@ -230,33 +210,10 @@ class Lane:
             return 0.0
         with self._transaction():
             if back > 0:
-                self._set_clock_back(back)
+                self.attempts.set_clock_back(back)
             self._set_meta(_CLOCK, repr(now))
         self._clock = now
         return max(back, 0.0)
-
-    def _set_clock_back(self, by_s: float) -> None:
-        self.db.execute(
-            "UPDATE meter_event SET attempt_started_at = attempt_started_at - :by, "
-            "first_ambiguous_at = first_ambiguous_at - :by, next_attempt_at = next_attempt_at - :by, "
-            "lease_until = lease_until - :by "
-            "WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'",
-            {"by": by_s},
-        )
-
-    def due_at(self) -> float | None:
-        (at,) = self.db.execute(
-            "SELECT min(next_attempt_at) FROM meter_event WHERE next_attempt_at IS NOT NULL"
-        ).fetchone()
-        return None if at is None else float(at)
-
-    def waiting_since(self) -> tuple[float | None, float | None]:
-        """When the oldest event that waits was made, and its oldest use."""
-        since, use = self.db.execute(
-            "SELECT min(frozen_at), min(timestamp) FROM meter_event "
-            "WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'"
-        ).fetchone()
-        return since, use
 
     def has_work(self) -> bool:
         """Whether anything is left that goes on by itself."""
@@ -336,102 +293,6 @@ class Lane:
             self.db.executemany(_INSERT_PROGRESS, values)
         except UnicodeEncodeError:
             self.db.executemany(_INSERT_PROGRESS, [rows.printable(row) for row in values])
-
-    def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[Sequence[Any]]:
-        return self.db.execute(
-            f"SELECT {rows.EVENT} FROM meter_event WHERE {where} {more}",
-            values,
-        ).fetchall()
-
-    def _heads(
-        self, now: float, limit: int, ambiguous_only: bool, busy: set[Pair]
-    ) -> Iterator[Sequence[Any]]:
-        """Events to be sent now, each of another pair: the doubtful ones first, then one pair after another
-        from where the last claim ended, so that a customer with a long queue does not hold up the rest."""
-        doubtful = self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at")
-        for row in chain(doubtful, () if ambiguous_only else self._round(now)):
-            if limit <= 0:
-                return
-            pair = (row[2], row[1])
-            if pair not in busy and states.may_send(rows.standing_of(row), now=now):
-                busy.add(pair)
-                limit -= 1
-                yield row
-
-    def _round(self, now: float) -> Iterator[Sequence[Any]]:
-        """The earliest due event of each pair, from `_after` on and round to it again."""
-        start = pair = self._after
-        while found := self._next_due(pair, now):
-            pair = self._after = (found[2], found[1])
-            yield found
-        pair = ("", "")
-        while (found := self._next_due(pair, now)) and (found[2], found[1]) <= start:
-            pair = self._after = (found[2], found[1])
-            yield found
-
-    def _next_due(self, after: Pair, now: float) -> Sequence[Any] | None:
-        found = self._events(
-            # The plus keeps SQLite from the index on state, which would sort all that waits for each row.
-            "next_attempt_at IS NOT NULL AND (customer, event_name) > (?, ?) AND +state = 'PENDING' "
-            "AND (next_attempt_at <= ? OR next_attempt_at > ?) AND timestamp > ?",
-            (*after, now, now + states.MAX_WAIT_S, now - states.EXPIRY_S),
-            "ORDER BY customer, event_name, next_attempt_at LIMIT 1",
-        )
-        return found[0] if found else None
-
-    def _start(self, row: Sequence[Any], now: float, lease_s: float) -> Claim:
-        event, before = rows.event_of(row), rows.standing_of(row)
-        after = states.started(before, now=now)
-        self._write(event.identifier, after, ", fence = fence + 1, lease_until = ?", (now + lease_s,))
-        (fence,) = self.db.execute(
-            "SELECT fence FROM meter_event WHERE identifier = ?", (event.identifier,)
-        ).fetchone()
-        self.db.execute(
-            "INSERT INTO attempt (identifier, number, fence, started_at) VALUES (?, ?, ?, ?)",
-            (event.identifier, after.attempts, fence, now),
-        )
-        return Claim(event, after.attempts, fence, self.name, before.first_ambiguous_at)
-
-    def _finish(self, claim: Claim, outcome: Outcome, now: float) -> Transition | None:
-        found = self._events(
-            "identifier = ? AND fence = ? AND state = 'SENDING'", (claim.event.identifier, claim.fence)
-        )
-        if not found:
-            return None
-        step = states.ended(rows.standing_of(found[0]), outcome, now=now, random=self._random)
-        self._end_attempt(claim.event.identifier, claim.attempt, outcome, now)
-        return self._move(found[0], step)
-
-    def _crash(self, where: str, values: Sequence[Any], now: float) -> list[Transition]:
-        changed = []
-        for row in self._events(where, values):
-            standing = rows.standing_of(row)
-            step = states.crashed(standing, now=now)
-            outcome = Outcome("ambiguous", message=step.standing.reason)
-            self._end_attempt(row[0], standing.attempts, outcome, now)
-            changed.append(self._move(row, step))
-        return changed
-
-    def _end_attempt(self, identifier: str, number: int, o: Outcome, now: float) -> None:
-        self.db.execute(
-            "UPDATE attempt SET ended_at = ?, outcome = ?, status = ?, code = ?, message = ?, "
-            "request_id = ? WHERE identifier = ? AND number = ?",
-            (now, o.kind, o.status, o.code, o.message, o.request_id, identifier, number),
-        )
-
-    def _move(self, row: Sequence[Any], step: states.Step) -> Transition:
-        identifier, before, after = row[0], row[6], step.standing
-        self._write(identifier, after, ", lease_until = NULL", ())
-        return Transition(identifier, before, after.state, after.reason, step.alarm, after.next_attempt_at)
-
-    def _write(self, identifier: str, s: states.Standing, more: str, values: Sequence[Any]) -> None:
-        self.db.execute(
-            f"{_STANDING}{more} WHERE identifier = ?",
-            (
-                s.state, s.attempts, s.attempt_started_at, s.first_ambiguous_at, s.next_attempt_at,
-                s.backoff_s, s.reason, *values, identifier,
-            ),
-        )  # fmt: skip
 
     def _change(
         self,

@@ -31,7 +31,8 @@ from ..protocols import (
 )
 from . import folder as files
 from . import states
-from .lane import Lane, Pair
+from .attempts import Pair
+from .lane import Lane
 from .lanes import Lanes
 from .view import LedgerView
 
@@ -150,7 +151,7 @@ class SqliteLedger:
     def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
         lanes = self._all(now)
         self._check_clock(lanes, now)
-        busy: set[Pair] = set().union(*(lane.sending() for lane in lanes))
+        busy: set[Pair] = set().union(*(lane.attempts.sending() for lane in lanes))
         claims: list[Claim] = []
         self._turn = (self._turn + 1) % len(lanes)
         try:
@@ -196,7 +197,7 @@ class SqliteLedger:
 
     @_translated
     def due_at(self) -> float | None:
-        due = [at for lane in self._all() if (at := lane.due_at()) is not None]
+        due = [at for lane in self._all() if (at := lane.attempts.due_at()) is not None]
         return min(due, default=None)
 
     # ---- a person's decisions
@@ -268,7 +269,7 @@ class SqliteLedger:
             )
 
     def _check_lateness(self, now: float) -> None:
-        waiting = [lane.waiting_since() for lane in self._lanes.all()]
+        waiting = [lane.attempts.waiting_since() for lane in self._lanes.all()]
         since = min((s for s, _ in waiting if s is not None), default=None)
         use = min((u for _, u in waiting if u is not None), default=None)
         late = states.lateness(waiting_since=since, oldest_use=use, now=now)
