@@ -6,6 +6,7 @@ import functools
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..providers import StreamTally, WireTally, read_response
 from ..usage import Reading
 from .client_routes import Route, route_of
 from .streams import StreamTap, Tally, is_billable, lasting_id
@@ -13,7 +14,6 @@ from .tallies import ReportTally
 from .taps import tap_response, tap_stream
 
 if TYPE_CHECKING:
-    from ..providers import WireTally
     from .recorder import Recorder
 
 
@@ -133,8 +133,6 @@ class Call:
         return answer
 
     def _whole(self, answer: Any) -> None:
-        from ..providers import read_response
-
         reading = read_response(answer, api=self._route.api, keep_text=self._meter.recorder.wants_text())
         self._record(reading, answer)
 
@@ -170,8 +168,6 @@ class Call:
         return False
 
     def _stream(self, stream: Any) -> None:
-        from ..providers import StreamTally
-
         api = self._route.api
         tally: Tally = ReportTally(api=api)
         if self._route.counted:
@@ -189,8 +185,6 @@ class Call:
             )
 
     def _raw(self, response: Any) -> None:
-        from ..providers import read_response
-
         content = _content_of(response)
         if content is None:
             tap = self._tap(self._wire_tally(response))
@@ -201,8 +195,6 @@ class Call:
         self._record(reading, _decoded(content) if self._route.api == "responses" else None)
 
     def _wire_tally(self, response: Any) -> WireTally:
-        from ..providers import WireTally
-
         return WireTally(
             content_type=response.headers.get("content-type"),
             api=self._route.api,

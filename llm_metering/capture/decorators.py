@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from .. import customers
 from ..errors import ConfigurationError
 from . import context
-from .runs import AsyncSteps, Run
+from .relays import AsyncSteps
+from .runs import Run
 
 if TYPE_CHECKING:
     from .recorder import Recorder

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .. import customers
+from ..providers import StreamTally, WireTally, read_response
 from ..usage import Reading
 from . import context
 from .collecting import is_collecting
+from .relays import relayed
 from .results import Streams, is_whole, parts_of, unframed
 from .streams import StreamTap
 from .tallies import TextTally
 from .taps import is_stream, is_tapped, tap_stream
 
 if TYPE_CHECKING:
-    from ..providers import StreamTally, WireTally
     from .recorder import Recorder
 
 
@@ -120,8 +121,6 @@ class Run:
             self._recorder.telemetry.count("decorator.unread")
 
     def _reading(self, value: Any) -> Reading:
-        from ..providers import read_response
-
         return read_response(value, provider=self._provider, keep_text=self._recorder.wants_text())
 
     def _record(self, reading: Reading) -> None:
@@ -166,13 +165,9 @@ class Run:
         self._streams.feed(item)
 
     def _new_tally(self) -> StreamTally:
-        from ..providers import StreamTally
-
         return StreamTally(provider=self._provider, keep_text=self._recorder.wants_text())
 
     def _wire_tally(self, response: Any) -> WireTally:
-        from ..providers import WireTally
-
         return WireTally(
             content_type=response.headers.get("content-type"),
             provider=self._provider,
@@ -264,59 +259,3 @@ class Run:
         finally:
             context.leave(self.scope, token)
             self.abandon()
-
-
-class AsyncSteps:
-    """Takes an async generator from one item to the next; each step runs in the run's scope."""
-
-    def __init__(self, run: Run, inner: AsyncGenerator[Any, Any]) -> None:
-        self._run = run
-        self._inner = inner
-        self.item: Any = None
-
-    async def go_on(self, sent: Any = None) -> bool:
-        """Whether there is another item."""
-        return await self._step(self._inner.__anext__() if sent is None else self._inner.asend(sent))
-
-    async def throw(self, exc: BaseException) -> bool:
-        return await self._step(self._inner.athrow(exc))
-
-    async def close(self) -> None:
-        token = context.enter(self._run.scope)
-        try:
-            await self._inner.aclose()
-        finally:
-            context.leave(self._run.scope, token)
-            self._run.abandon()
-
-    async def _step(self, step: Any) -> bool:
-        token = context.enter(self._run.scope)
-        try:
-            self.item = await step
-        except StopAsyncIteration:
-            self._run.finish(complete=True)
-            return False
-        except BaseException:
-            self._run.finish(complete=False)
-            raise
-        finally:
-            context.leave(self._run.scope, token)
-        self._run.take(self.item)
-        return True
-
-
-async def relayed(run: Run, inner: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-    """Relay an async generator, whatever is sent or thrown into it."""
-    steps = AsyncSteps(run, inner)
-    more = await steps.go_on()
-    while more:
-        thrown = None
-        sent = None
-        try:
-            sent = yield steps.item
-        except GeneratorExit:
-            await steps.close()
-            raise
-        except BaseException as exc:
-            thrown = exc
-        more = await (steps.go_on(sent) if thrown is None else steps.throw(thrown))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..providers import read_response
 from ..usage import Reading, Usage
 
 
@@ -53,6 +54,4 @@ class ReportTally:
         return Reading(api=self._api, provenance="partial")
 
     def result(self) -> Reading:
-        from ..providers import read_response
-
         return self.so_far() if self._last is None else read_response(self._last, api=self._api)
