@@ -151,7 +151,8 @@ def _show_verdict(screen: Screen, report: Report) -> None:
     for problem in report.problems:
         screen.say(f"  {problem}", style="red")
     if not report.is_right:
-        screen.say("They should be equal, and something is wrong.", style="bold red")
+        screen.say("Something is wrong.", style="bold red")
+        screen.say(f"Logs and ledger are kept in {report.folder}.")
     screen.say(
         f"After {kill.after_calls} of {report.calls} questions the service was killed with kill -9, with "
         f"{kill.streams} streams and {kill.plain} plain answers under way. {audit.cut} calls broke."
@@ -218,4 +219,5 @@ def _document(report: Report) -> dict[str, object]:
             for person, preview in report.guides
         ],
         "problems": report.problems,
+        "folder": None if report.is_right else str(report.folder),
     }

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import MeteringError
+
 MODELS = ("gpt-4o-mini", "gpt-4.1", "gpt-5-mini")
 CALLERS = 12
 RETRY_S = 0.05
@@ -42,7 +44,7 @@ class Fate:
     """As far as the caller could see it."""
 
 
-class CallFailed(Exception):
+class CallFailed(MeteringError):
     """The service answered with an error."""
 
 

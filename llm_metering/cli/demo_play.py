@@ -75,6 +75,8 @@ class Report:
     """Those whose calls were metered, with the invoice that they will get."""
     guides: Sequence[tuple[Person, billing.InvoicePreview]]
     """Those who got the guides' test event."""
+    folder: Path
+    """Logs and ledger, kept if anything was wrong."""
 
     @property
     def problems(self) -> list[str]:
@@ -137,7 +139,7 @@ def play(
         for person in guides:
             billing.send_test_event(client, person.customer, GUIDE_EVENT)
         view = LedgerView(ledger)
-        return Report(
+        report = Report(
             seed=seed,
             calls=requests,
             seconds=time.monotonic() - started,
@@ -147,7 +149,10 @@ def play(
             balances=view.balances(),
             people=[(p, billing.preview_invoice(client, subscription=p.subscription)) for p in people],
             guides=[(p, billing.preview_invoice(client, subscription=p.subscription)) for p in guides],
+            folder=stage.folder,
         )
+        stage.keeps_folder = not report.is_right
+        return report
 
 
 def examples_folder() -> Path:

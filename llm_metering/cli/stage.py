@@ -80,6 +80,8 @@ class Stage:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llm-metering-demo-"))
+        self.keeps_folder = False
+        """Whether there is something to see in it; it is kept after a failure, too."""
         self.servers: list[Server] = []
         self._starting = False
         self._signalled: int | None = None
@@ -99,7 +101,7 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if error is None:
+        if not self.keeps_folder and not isinstance(error, Exception):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def launch(

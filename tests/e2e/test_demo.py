@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -77,6 +78,7 @@ def test_the_invoices_of_the_two_customers_are_what_their_tokens_cost():
             -(-tokens // 100) * 4 if person.offer == "pay-as-you-go" else 10000 + 4 * max(0, tokens - 1000)
         )
         assert preview.total * 100 == cents, person
+    assert not report.folder.exists()
 
 
 def test_the_same_seed_asks_the_same_questions():
@@ -110,11 +112,14 @@ def lose_one_call(stage):
 @pytest.mark.parametrize("tamper", [bill_one_call_twice, lose_one_call])
 def test_a_call_that_is_lost_or_doubled_turns_the_demo_red(tamper, capsys):
     report = demo.run(requests=40, seed=4, before_audit=tamper)
+    assert (report.folder / "service.log").exists()
+    shutil.rmtree(report.folder)
     assert not report.is_right
     numbers = {report.audit.sent, report.audit.in_ledger, report.audit.in_stripe}
     assert len(numbers) == 2
     shown = capsys.readouterr().out
-    assert "something is wrong" in shown
+    assert "Something is wrong" in shown
+    assert str(report.folder) in shown
     # The guides' own figures stand on their own.
     assert "1.20 USD" in shown
     assert "180.00 USD" in shown
