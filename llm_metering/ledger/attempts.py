@@ -65,10 +65,8 @@ class Attempts:
     def start(self, row: Sequence[Any], lane: str, now: float, lease_s: float) -> Claim:
         event, before = rows.event_of(row), rows.standing_of(row)
         after = states.started(before, now=now)
-        self._write(event.identifier, after, ", fence = fence + 1, lease_until = ?", (now + lease_s,))
-        (fence,) = self._db.execute(
-            "SELECT fence FROM meter_event WHERE identifier = ?", (event.identifier,)
-        ).fetchone()
+        fence = row[13] + 1
+        self._write(event.identifier, after, ", fence = ?, lease_until = ?", (fence, now + lease_s))
         self._db.execute(
             "INSERT INTO attempt (identifier, number, fence, started_at) VALUES (?, ?, ?, ?)",
             (event.identifier, after.attempts, fence, now),

@@ -28,7 +28,7 @@ RECORD = (
 
 EVENT = (
     "identifier, event_name, customer, value, timestamp, payload, state, attempts, attempt_started_at, "
-    "first_ambiguous_at, next_attempt_at, backoff_s, reason"
+    "first_ambiguous_at, next_attempt_at, backoff_s, reason, fence"
 )
 
 _Key = tuple[str, tuple[tuple[str, str], ...], str, str, str]
