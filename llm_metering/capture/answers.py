@@ -262,7 +262,7 @@ class AnswerTally:
         if self.is_stream:
             reading = self._wire.result()
             if reading.usage or reading.text or reading.written:
-                return replace(reading, provenance="partial")
+                return reading
         return Reading(problem=reason, model=self._requested_model())
 
     def _feed_inflated(self, chunk: bytes) -> None:

@@ -137,6 +137,7 @@ def test_a_record_waits_for_its_customer_with_a_row_in_the_ledger_meanwhile(new_
     home = new_home(from_state())
     scope = request()
     with entered(scope):
+        home.recorder.progress(home.recorder.draft(ANSWER, surface="client", id="old"))
         home.recorder.record(ANSWER, surface="client", id="a", closes="old")
         assert home.books.records == []
         assert list(home.books.rows) == ["a"]
@@ -165,7 +166,13 @@ def test_the_resolver_is_asked_no_more_once_it_has_named_somebody(new_home):
 def test_an_async_resolver_is_never_left_unawaited(new_home):
     """Warnings are errors here, and a coroutine that nobody awaits warns."""
 
-    async def resolver(connection: Any) -> str:
+    asked: list[int] = []
+
+    def resolver(connection: Any) -> Any:
+        asked.append(1)
+        return answer()
+
+    async def answer() -> str:
         return "cus_async"
 
     home = new_home(resolver)
@@ -174,6 +181,8 @@ def test_an_async_resolver_is_never_left_unawaited(new_home):
         for _ in range(3):
             home.recorder.record(Reading(Usage(input=1)), surface="client")
         assert asyncio.run(home.recorder.resolve(scope)) == "cus_async"
+    # Once to find out that it is async, once to wait for it.
+    assert len(asked) == 2
     home.recorder.release(scope)
     gc.collect()
     assert home.books.totals() == {"cus_async": 3}
