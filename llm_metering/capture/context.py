@@ -6,7 +6,7 @@ the context but share that object, so what an endpoint counts the middleware see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from threading import Lock
@@ -185,6 +185,14 @@ class Scope:
                 scope.opened.pop(id(stream), None)
             scope = scope.parent
 
+    def others_opened(self, besides: Iterable[object]) -> bool:
+        """Whether streams other than these are open. One that was abandoned is, until it is recorded: it is
+        known by its number, since the garbage collector forgets references before it calls anybody."""
+        if not self.opened:
+            return False
+        own = {id(stream) for stream in besides}
+        return any(number not in own for number in list(self.opened))
+
     def covers(self, api: str | None, *, besides: object | None = None) -> bool:
         """Whether something inside may have counted an answer of this kind, or is about to.
 
@@ -195,7 +203,7 @@ class Scope:
             api: Such as "chat" or "embeddings"; None is some generation.
             besides: A stream that does not count.
         """
-        if self.opened and any(stream is not besides for stream in self.streams):
+        if self.others_opened(() if besides is None else (besides,)):
             return True
         if api == "embeddings":
             return self.embedded > 0

@@ -189,7 +189,7 @@ class Run:
 
     def _is_covered(self, api: str | None) -> bool:
         """Whether something else inside counts, or has counted, an answer of this kind."""
-        if any(stream not in self._own for stream in self.scope.streams):
+        if self.scope.others_opened(self._own):
             return True
         if api == "embeddings":
             return self.scope.embedded > 0

@@ -190,7 +190,10 @@ class StreamTap:
             self._recorder.telemetry.failure("capture.progress", exc)
 
     def __del__(self) -> None:
-        if getattr(self, "_finished", True) or not self._began:
+        if getattr(self, "_finished", True):
+            return
+        if not self._began:
+            self.scope.note_finished(self)
             return
         with suppress(Exception):
             self._recorder.telemetry.count("stream.abandoned")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,6 +13,8 @@ import httpx
 import pytest
 import uvicorn
 from llm_metering import Metering, MeteringMiddleware, from_header
+from llm_metering.capture.clients import wrap
+from llm_metering.capture.decorators import metered
 from llm_metering.settings import Settings
 from openai import AsyncOpenAI, OpenAI
 from starlette.applications import Starlette
@@ -195,3 +199,43 @@ def test_no_usage_lands_on_another_customer_under_load(service, provider, said):
             break
         threading.Event().wait(0.02)
     assert service.tokens() == expected
+
+
+def test_what_is_dropped_in_cycles_under_constant_collection_counts_once(bench, provider, said):
+    """The collector closes dropped streams and generators in any order, on any thread, at any moment."""
+    provider.events(said.chat_events())
+    client = wrap(OpenAI(api_key="k", base_url=provider.origin + "/v1"), bench.recorder)
+
+    @functools.partial(metered, bench.recorder, model="gpt-4o")()
+    def words(prompt: str) -> Iterator[str]:
+        for chunk in client.chat.completions.create(**ASK, stream=True):
+            yield chunk.choices[0].delta.content or ""
+
+    def work(turns: range) -> None:
+        for turn in turns:
+            stream: Any = words("Hello") if turn % 2 else client.chat.completions.create(**ASK, stream=True)
+            holder: list[Any] = [stream]
+            holder.append(holder)
+            for n, _ in enumerate(stream):
+                if n == turn % 8:
+                    break
+            del stream, holder
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        threads = [threading.Thread(target=work, args=(range(n, n + 16),), daemon=True) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a collection waits for a lock that its own thread holds"
+    finally:
+        gc.set_threshold(*before)
+        client.close()
+    for _ in range(3):
+        gc.collect()
+        bench.drain()
+    assert len(bench.records) == 3 * 16
+    assert not bench.sink.rows
+    assert {record.surface for record in bench.records} == {"client"}
