@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import sqlite3
@@ -110,7 +109,9 @@ def lose_one_call(stage):
 
 
 @pytest.mark.parametrize("tamper", [bill_one_call_twice, lose_one_call])
-def test_a_call_that_is_lost_or_doubled_turns_the_demo_red(tamper, capsys):
+def test_a_call_that_is_lost_or_doubled_turns_the_demo_red(tamper, capsys, monkeypatch):
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_of_a_user")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-user")
     report = demo.run(requests=40, seed=4, before_audit=tamper)
     assert (report.folder / "service.log").exists()
     shutil.rmtree(report.folder)
@@ -123,7 +124,12 @@ def test_a_call_that_is_lost_or_doubled_turns_the_demo_red(tamper, capsys):
     # The guides' own figures stand on their own.
     assert "1.20 USD" in shown
     assert "180.00 USD" in shown
-    assert not re.search("\x1b", shown), "colour where nothing is a terminal"
+    assert "\x1b" not in shown, "colour where nothing is a terminal"
+    # Whoever has keys is told how to go on with them; they are neither used nor shown.
+    assert "The same in your own account: llm-metering setup" in shown
+    assert "The same service with the real OpenAI: CHAT_API_KEYS" in shown
+    assert "of_a_user" not in shown
+    assert "of-a-user" not in shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
