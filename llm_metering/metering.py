@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from weakref import ref
+from weakref import WeakSet, ref
 
 from . import customers
 from .capture import context
@@ -92,8 +93,10 @@ class Metering:
         )
         self._lock = Lock()
         self._started = False
+        self._stopped = False
         self._starting: Thread | None = None
         self._retry_start_at = 0.0
+        _instances.add(self)
         # A script may end without `stop`, and before anything was started: while a tokenizer loads, say.
         atexit.register(_at_exit, ref(self))
 
@@ -119,10 +122,15 @@ class Metering:
             if self.settings.deliver == "thread":
                 self._flusher.start()
             self._started = True
+            self._stopped = False
 
     def start_soon(self) -> None:
-        """Start without making the caller wait; what goes wrong is an alarm, and is tried again."""
-        if self._started or (self._starting is not None and self._starting.is_alive()):
+        """Start without making the caller wait; what goes wrong is an alarm, and is tried again.
+
+        Does nothing after `stop`: what is recorded then is committed before recording returns, and is
+        delivered by the next process.
+        """
+        if self._started or self._stopped or (self._starting is not None and self._starting.is_alive()):
             return
         if time.monotonic() < self._retry_start_at:
             return
@@ -140,9 +148,12 @@ class Metering:
                 return
             self._counter.settle(self.settings.drain_s)
             self._started = False
+            self._stopped = True
             self._retry_start_at = 0.0
             self._flusher.stop(self.settings.drain_s)
             self._writer.stop(self.settings.drain_s)
+            if self.sender is not None:
+                self.sender.close()
 
     def flush(self, timeout_s: float = 30.0) -> int:
         """Freeze all usage now and deliver it; return how many meter events are still undelivered.
@@ -155,8 +166,9 @@ class Metering:
         return self._flusher.flush(timeout_s)
 
     def status(self) -> LedgerStatus:
-        """The ledger at a glance."""
-        return self.run_on_ledger(lambda ledger: ledger.status(now=self.now()))
+        """The ledger at a glance. It reads the books beside the writer, which is not held up."""
+        books = self.run_on_ledger(lambda ledger: ledger.view())
+        return books.status(now=self.now())
 
     def run_on_ledger(self, function: Callable[[Ledger], T]) -> T:
         """Run a function of the ledger on the thread that owns it, such as one that reads `balances()`.
@@ -270,9 +282,7 @@ class Metering:
                 "bind() needs a request under MeteringMiddleware; outside of one use "
                 "`with metering.bound(customer=..., ...):`"
             )
-        if customer is not None:
-            scope.customer = _checked(customer)
-        scope.dimensions.update(_texts(dimensions))
+        scope.bind(_checked(customer), _texts(dimensions))
 
     @contextmanager
     def bound(self, *, customer: str | None = None, **dimensions: str) -> Iterator[None]:
@@ -351,14 +361,27 @@ class Metering:
         sender = self.sender
         if sender is None:
             return
-        bound_to = self._writer.run(lambda ledger: ledger.status(now=self.now()).account)
+        bound_to = self._writer.run(lambda ledger: ledger.account())
         known = self._writer.run(lambda ledger: ledger.meta("key_hints")) or ""
         if bound_to is None or sender.key_hint in known.split():
             return
+        mode = sender.key_hint.partition(":")[0]
+        if mode in ("live", "test") and not bound_to.endswith(f"({mode})"):
+            self._refuse(bound_to, f"another mode ({mode})")
         outcome = sender.check()
         if outcome.kind == "accepted" and outcome.message != bound_to:
-            self._writer.stop(self.settings.drain_s)
-            raise AccountMismatch(bound_to=bound_to, key_of=outcome.message or "another account")
+            self._refuse(bound_to, outcome.message or "another account")
+
+    def _refuse(self, bound_to: str, key_of: str) -> None:
+        self._writer.stop(self.settings.drain_s)
+        raise AccountMismatch(bound_to=bound_to, key_of=key_of)
+
+    def after_fork(self) -> None:
+        """Forget the parent's life; called by itself in a forked child, which starts its own when needed."""
+        self._lock = Lock()
+        self._started = False
+        self._starting = None
+        self._retry_start_at = 0.0
 
     def commit_all(self, timeout_s: float) -> None:
         """Commit what is queued and close the ledger, without delivering."""
@@ -366,6 +389,18 @@ class Metering:
         if self._starting is not None:
             self._starting.join(timeout_s)
         self._writer.stop(timeout_s)
+
+
+_instances: WeakSet[Metering] = WeakSet()
+
+
+def _after_fork() -> None:
+    for metering in list(_instances):
+        metering.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _at_exit(metering: ref[Metering]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llm_metering import (
     MemorySender,
     Metering,
     Settings,
+    SqliteLedger,
     TokenMeter,
     Usage,
     read_response,
@@ -200,6 +202,51 @@ def test_a_ledger_of_another_account_is_refused_at_start(tmp_path: Path) -> None
     with pytest.raises(AccountMismatch, match=r"acct_1 \(test\).*acct_2 \(test\)"):
         other.start()
     assert not other.is_started
+
+
+def test_a_live_key_on_a_test_ledger_is_refused_without_asking_stripe(tmp_path: Path) -> None:
+    with metering_of(ledger=tmp_path) as metering:
+        metering.record(Usage(input=5), customer="cus_1")
+        metering.flush(5)
+    live = MemorySender()
+    live.key_hint = "live:other"
+    with pytest.raises(AccountMismatch, match=r"another mode \(live\)"):
+        metering_of(ledger=tmp_path, sender=live).start()
+    assert live.checks == 0
+
+
+def test_a_record_after_stop_is_on_disk_at_once_and_starts_nothing(tmp_path: Path) -> None:
+    metering = metering_of(ledger=tmp_path)
+    metering.start()
+    metering.stop()
+    before = threading.active_count()
+    metering.record(Usage(input=5), customer="cus_1")
+    assert not metering.is_started
+    assert threading.active_count() == before
+    sums = SqliteLedger.read_only(tmp_path).usage_sums()
+    assert [(row.customer, int(row.value)) for row in sums] == [("cus_1", 5)]
+
+
+def test_a_forked_child_starts_a_life_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import os
+from llm_metering import *
+metering = Metering(ledger={str(tmp_path / "ledger")!r}, sender=MemorySender(), settings=Settings())
+metering.start()
+metering.record(Usage(input=1), customer="cus_parent")
+child = os.fork()
+if child == 0:
+    metering.record(Usage(input=10), customer="cus_child")
+    left = metering.flush(10)
+    sent = [e.customer for e in metering.sender.accepted if e.customer == "cus_child"]
+    os._exit(0 if left == 0 and sent == ["cus_child"] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+metering.flush(10)
+metering.stop()
+"""
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60)
+    sums = SqliteLedger.read_only(tmp_path / "ledger").usage_sums()
+    assert {(row.customer, int(row.value)) for row in sums} == {("cus_parent", 1), ("cus_child", 10)}
 
 
 def test_a_ledger_that_is_not_supported_says_what_is() -> None:
