@@ -94,7 +94,7 @@ class Stream:
         pass
 
 
-def test_an_open_stream_covers_until_it_is_finished_or_collected():
+def test_an_open_stream_covers_until_it_is_finished():
     outer = Scope()
     inner = Scope(parent=outer)
     stream, other = Stream(), Stream()
@@ -106,10 +106,25 @@ def test_an_open_stream_covers_until_it_is_finished_or_collected():
     assert outer.covers("chat", besides=stream)
     assert len(outer.streams) == 2
     inner.note_finished(other)
-    del stream
-    gc.collect()
+    inner.note_finished(stream)
     assert outer.streams == []
     assert not outer.covers("chat")
+
+
+def test_a_stream_is_held_weakly_and_covers_until_what_it_saw_is_recorded():
+    scope = Scope()
+    late: list[Any] = []
+
+    class Abandoned(Stream):
+        def __del__(self) -> None:
+            late.append(self)  # recorded later, by another thread
+
+    scope.note_opened(Abandoned())
+    gc.collect()
+    assert scope.streams == []
+    assert scope.covers("chat")
+    scope.note_finished(late.pop())
+    assert not scope.covers("chat")
 
 
 def test_the_context_is_left_as_found():
