@@ -116,6 +116,9 @@ def test_a_stream_is_held_weakly_and_covers_until_what_it_saw_is_recorded():
     late: list[Any] = []
 
     class Abandoned(Stream):
+        def __init__(self) -> None:
+            self.itself = self  # as a tap in a reference cycle: the collector forgets references first
+
         def __del__(self) -> None:
             late.append(self)  # recorded later, by another thread
 
