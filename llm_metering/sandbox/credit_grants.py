@@ -344,7 +344,12 @@ _SUMMARY: Table = {
 
 ROUTES = (
     Route("POST", "/v1/billing/credit_grants", create, _CREATE),
-    Route("GET", "/v1/billing/credit_grants", list_grants, {**LIST, "customer": text()}),
+    Route(
+        "GET",
+        "/v1/billing/credit_grants",
+        list_grants,
+        {**LIST, "customer": text(), "customer_account": refused},
+    ),
     Route("GET", "/v1/billing/credit_grants/{}", retrieve, _ID),
     Route("POST", "/v1/billing/credit_grants/{}", update, _UPDATE),
     Route("POST", "/v1/billing/credit_grants/{}/expire", expire, _ID),
@@ -354,7 +359,7 @@ ROUTES = (
         "GET",
         "/v1/billing/credit_balance_transactions",
         list_transactions,
-        {**LIST, "credit_grant": text(), "customer": text()},
+        {**LIST, "credit_grant": text(), "customer": text(), "customer_account": refused},
     ),
     Route("GET", "/v1/billing/credit_balance_transactions/{}", retrieve_transaction, _ID),
 )

@@ -200,7 +200,7 @@ ROUTES = (
     Route("POST", "/v1/customers", create, _CREATE),
     Route("GET", "/v1/customers", list_customers, _LIST),
     Route("GET", "/v1/customers/{}", retrieve, _ID),
-    Route("POST", "/v1/customers/{}", update, _UPDATE),
+    Route("POST", "/v1/customers/{}", update, {**_UPDATE, "default_source": refused}),
     Route("DELETE", "/v1/customers/{}", delete, {}),
     Route("GET", "/v1/account", retrieve_account, _ID),
     Route("GET", "/v1/balance", retrieve_balance, _ID),

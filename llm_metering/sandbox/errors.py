@@ -93,7 +93,7 @@ def unknown_url(method: str, path: str) -> Refusal:
         404,
         f"Unrecognized request URL ({method}: {path}). If you are trying to list objects, remove the "
         "trailing slash. If you are trying to retrieve an object, make sure you passed a valid "
-        "(non-empty) identifier in your code.",
+        "(non-empty) identifier in your code. (If Stripe has this call, the sandbox does not play it.)",
         stored=False,
     )
 

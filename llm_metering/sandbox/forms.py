@@ -140,10 +140,14 @@ def choice(*values: str) -> Reader:
     return read
 
 
-def array(item: Reader, limit: int = 1000) -> Reader:
-    """A list, however its indexes are written. An empty string unsets it."""
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Reads a list, however its indexes are written. An empty string unsets it."""
 
-    def read(value: Any, path: str) -> list[Any]:
+    item: Reader
+    limit: int
+
+    def __call__(self, value: Any, path: str) -> list[Any]:
         if value == "":
             return []
         if isinstance(value, list):
@@ -152,22 +156,29 @@ def array(item: Reader, limit: int = 1000) -> Reader:
             values = [value[key] for key in sorted(value, key=int)]
         else:
             raise unreadable("Invalid array", path)
-        if len(values) > limit:
-            raise unreadable(f"Array {path} exceeded maximum {limit} allowed elements.", path)
-        return [item(one, f"{path}[{n}]") for n, one in enumerate(values)]
-
-    return read
+        if len(values) > self.limit:
+            raise unreadable(f"Array {path} exceeded maximum {self.limit} allowed elements.", path)
+        return [self.item(one, f"{path}[{n}]") for n, one in enumerate(values)]
 
 
-def hash_of(table: Table) -> Reader:
-    """A nested mapping with its own table."""
+@dataclass(frozen=True, slots=True)
+class Hash:
+    """Reads a nested mapping with a table of its own."""
 
-    def read(value: Any, path: str) -> dict[str, Any]:
+    table: Table
+
+    def __call__(self, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise unreadable("Invalid object", path)
-        return read_params(value, table, path)
+        return read_params(value, self.table, path)
 
-    return read
+
+def array(item: Reader, limit: int = 1000) -> Array:
+    return Array(item, limit)
+
+
+def hash_of(table: Table) -> Hash:
+    return Hash(table)
 
 
 def either(*options: Reader) -> Reader:

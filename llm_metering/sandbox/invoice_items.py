@@ -145,20 +145,12 @@ def _document(call: Call, customer: Doc, amount: int, currency: str, now: int) -
 
 
 _PERIOD = hash_of({"end": Required(integer()), "start": Required(integer())})
+_NOT_PLAYED = (
+    "customer_account discounts invoice price_data pricing quantity quantity_decimal tax_code tax_rates "
+    "unit_amount_decimal"
+)
 _CREATE: Table = {
-    **dict.fromkeys(
-        (
-            "discounts",
-            "price_data",
-            "pricing",
-            "quantity",
-            "quantity_decimal",
-            "tax_code",
-            "tax_rates",
-            "invoice",
-        ),
-        refused,
-    ),
+    **dict.fromkeys(_NOT_PLAYED.split(), refused),
     "amount": Required(integer()),
     "currency": CURRENCY,
     "customer": Required(text()),
@@ -170,7 +162,14 @@ _CREATE: Table = {
     "subscription": text(),
     "tax_behavior": anything,
 }
-_LIST: Table = {**LIST, "created": CREATED, "customer": text(), "invoice": text(), "pending": boolean}
+_LIST: Table = {
+    **LIST,
+    "created": CREATED,
+    "customer": text(),
+    "customer_account": refused,
+    "invoice": text(),
+    "pending": boolean,
+}
 
 ROUTES = (
     Route("POST", "/v1/invoiceitems", create, _CREATE),

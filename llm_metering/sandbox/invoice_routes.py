@@ -137,13 +137,22 @@ _FILTERS = ("customer", "status", "collection_method")
 _ID: Table = {"expand": EXPAND}
 _LIST: Table = {
     **LIST,
+    "customer_account": refused,
+    "due_date": refused,
     "collection_method": choice("charge_automatically", "send_invoice"),
     "created": CREATED,
     "customer": text(),
     "status": choice("draft", "open", "paid", "uncollectible", "void"),
     "subscription": text(),
 }
+_NOT_PLAYED = (
+    "account_tax_ids application_fee_amount automatic_tax automatically_finalizes_at collection_method "
+    "custom_fields days_until_due default_payment_method default_source default_tax_rates due_date "
+    "effective_at issuer number on_behalf_of payment_settings rendering shipping_cost shipping_details "
+    "statement_descriptor transfer_data"
+)
 _UPDATE: Table = {
+    **dict.fromkeys(_NOT_PLAYED.split(), refused),
     "auto_advance": boolean,
     "description": text(),
     "discounts": refused,

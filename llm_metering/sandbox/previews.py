@@ -7,7 +7,7 @@ from typing import Any
 from . import credit_grants
 from .billing import Item, first_lines
 from .errors import Refusal, invalid, not_played
-from .forms import EXPAND, Table, choice, hash_of, refused, text
+from .forms import EXPAND, Table, anything, choice, hash_of, refused, text
 from .invoices import Draft, add_up, invoice_document, pending_items, shown_invoice, style_of
 from .items import check_together, items_of, price_for
 from .periods import step
@@ -136,7 +136,7 @@ _ALSO_NOT_PLAYED = (
 )
 _PREVIEW: Table = {
     **dict.fromkeys(_ALSO_NOT_PLAYED.split(), refused),
-    "automatic_tax": hash_of({"enabled": choice("false")}),
+    "automatic_tax": hash_of({"enabled": choice("false"), "liability": anything}),
     "currency": text(3),
     "customer": text(),
     "expand": EXPAND,

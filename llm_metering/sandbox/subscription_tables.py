@@ -77,8 +77,10 @@ UPDATE: Table = {
     "pause_collection": refused,
     "proration_date": refused,
 }
+_NOT_FILTERED = "automatic_tax current_period_end current_period_start customer_account plan"
 LISTED: Table = {
     **LIST,
+    **dict.fromkeys(_NOT_FILTERED.split(), refused),
     "collection_method": COLLECTION,
     "created": CREATED,
     "customer": text(),
@@ -102,13 +104,12 @@ MIGRATE: Table = {**ID, "billing_mode": Required(MODE)}
 _ITEM_CHANGE: Table = {
     **_ITEM,
     "expand": EXPAND,
-    "off_session": boolean,
     "payment_behavior": BEHAVIOR,
     "proration_behavior": PRORATION,
     "proration_date": refused,
 }
 ITEM_CREATE: Table = {**_ITEM_CHANGE, "subscription": Required(text())}
-ITEM_UPDATE: Table = _ITEM_CHANGE
+ITEM_UPDATE: Table = {**_ITEM_CHANGE, "off_session": boolean}
 ITEM_DELETE: Table = {
     "clear_usage": refused,
     "payment_behavior": BEHAVIOR,

@@ -232,7 +232,7 @@ ROUTES = (
     Route("GET", f"{_V2}/{{}}", retrieve_destination, _INCLUDE),
     Route("POST", f"{_V2}/{{}}", update_destination, _DESTINATION),
     Route("DELETE", f"{_V2}/{{}}", delete_destination, {}),
-    Route("POST", f"{_V2}/{{}}/enable", enable_destination, _INCLUDE),
-    Route("POST", f"{_V2}/{{}}/disable", disable_destination, _INCLUDE),
+    Route("POST", f"{_V2}/{{}}/enable", enable_destination, {}),
+    Route("POST", f"{_V2}/{{}}/disable", disable_destination, {}),
     Route("POST", f"{_V2}/{{}}/ping", ping_destination, {}),
 )

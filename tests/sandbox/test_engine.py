@@ -49,8 +49,17 @@ def test_packages_are_whole(quantity, unit, size, rounding):
     assert total(Rate(unit, size, rounding), quantity) == half_up(packages * Fraction(unit))
 
 
-@given(quantities, tiers())
-def test_graduated_bills_each_unit_in_its_own_tier(quantity, steps):
+@st.composite
+def tiers_and_quantities(draw):
+    """Tiers, and a quantity that is often the very end of one."""
+    steps = draw(tiers())
+    ends = [Decimal(tier.up_to) for tier in steps if tier.up_to is not None]
+    return steps, draw(st.sampled_from(ends) | quantities if ends else quantities)
+
+
+@given(tiers_and_quantities())
+def test_graduated_bills_each_unit_in_its_own_tier(given):
+    steps, quantity = given
     wanted, below = 0, Fraction(0)
     for n, tier in enumerate(steps):
         if n and Fraction(quantity) <= below:
@@ -63,8 +72,9 @@ def test_graduated_bills_each_unit_in_its_own_tier(quantity, steps):
     assert sum(Fraction(charge.quantity) for charge in made if not charge.flat) == Fraction(quantity)
 
 
-@given(quantities, tiers())
-def test_volume_bills_all_units_in_the_tier_that_holds_them(quantity, steps):
+@given(tiers_and_quantities())
+def test_volume_bills_all_units_in_the_tier_that_holds_them(given):
+    steps, quantity = given
     tier = next(one for one in steps if one.up_to is None or quantity <= one.up_to)
     wanted = half_up(Fraction(quantity) * Fraction(tier.unit or 0)) + half_up(Fraction(tier.flat or 0))
     assert total(Rate(mode="volume", tiers=steps), quantity) == wanted
@@ -105,7 +115,15 @@ STRIPES_FLAT_FEES = (
 
 @pytest.mark.parametrize(
     ("mode", "quantity", "cents"),
-    [("volume", 12, 6600), ("graduated", 12, 11100), ("volume", 0, 1000), ("graduated", 0, 1000)],
+    [
+        ("volume", 12, 6600),
+        ("graduated", 12, 11100),
+        ("volume", 0, 1000),
+        ("graduated", 0, 1000),
+        ("volume", 5, 3500),
+        ("graduated", 5, 3500),  # the last unit of a tier does not reach the next one's flat fee
+        ("graduated", 10, 7500),
+    ],
 )
 def test_flat_fees_bill_as_in_stripes_own_example(mode, quantity, cents):
     """docs.stripe.com/products-prices/pricing-models: the first flat fee is billed without usage, too."""
