@@ -379,6 +379,7 @@ class Metering:
     def after_fork(self) -> None:
         """Forget the parent's life; called by itself in a forked child, which starts its own when needed."""
         self._lock = Lock()
+        self._counter.after_fork()
         self._started = False
         self._starting = None
         self._retry_start_at = 0.0

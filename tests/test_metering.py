@@ -237,14 +237,15 @@ metering.record(Usage(input=1), customer="cus_parent")
 child = os.fork()
 if child == 0:
     metering.record(Usage(input=10), customer="cus_child")
-    left = metering.flush(10)
+    left = metering.flush(60)
     sent = [e.customer for e in metering.sender.accepted if e.customer == "cus_child"]
     os._exit(0 if left == 0 and sent == ["cus_child"] else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 metering.flush(10)
 metering.stop()
 """
-    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60)
+    # Shorter than the flush in the child: waiting for a thread that only its parent has would show.
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=30)
     sums = SqliteLedger.read_only(tmp_path / "ledger").usage_sums()
     assert {(row.customer, int(row.value)) for row in sums} == {("cus_parent", 1), ("cus_child", 10)}
 

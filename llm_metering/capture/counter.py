@@ -25,6 +25,10 @@ class Counter:
     def __init__(self, *, settings: Settings, telemetry: Telemetry) -> None:
         self._settings = settings
         self._telemetry = telemetry
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin with an empty queue and no thread; what waited in a parent is the parent's."""
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: Thread | None = None
         self._lock = Lock()

@@ -7,9 +7,10 @@ and only what the configured models need.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, RLock
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,8 @@ def encoding(name: str) -> Encoding:
         return found
     with _locks[name]:
         if name not in _loaded:
-            _loaded[name] = _build(name, RECIPES[name])
+            with _building:
+                _loaded[name] = _build(name, RECIPES[name])
         return _loaded[name]
 
 
@@ -155,4 +157,32 @@ ENCODINGS: tuple[str, ...] = tuple(RECIPES)
 _SAME_FOR_TEXT = {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base", "gpt2": "r50k_base"}
 
 _loaded: dict[str, Encoding] = {}
-_locks: Mapping[str, Lock] = {name: Lock() for name in ENCODINGS}
+_locks: dict[str, Lock] = {name: Lock() for name in ENCODINGS}
+_building = RLock()
+"""Held while tables are built. Building imports modules, and a child that is forked in the middle of an
+import waits for ever for its end: so a fork waits instead, about a fifth of a second."""
+
+_MAX_WAIT_S = 5.0
+_held: list[bool] = []
+
+
+def _before_fork() -> None:
+    _held.append(_building.acquire(timeout=_MAX_WAIT_S))
+
+
+def _after_fork_in_parent() -> None:
+    if _held.pop():
+        _building.release()
+
+
+def _after_fork_in_child() -> None:
+    global _building
+    _held.clear()
+    _building = RLock()
+    _locks.update({name: Lock() for name in ENCODINGS})
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
