@@ -343,7 +343,8 @@ class Metering:
         from .providers import read_response
 
         try:
-            return read_response(answer, provider=provider, api=api)
+            keep_text = self.recorder.wants_text()
+            return read_response(answer, provider=provider, api=api, keep_text=keep_text)
         except Exception as exc:
             self.telemetry.failure("capture.read", exc)
             return Reading(problem=f"unreadable: {type(exc).__name__}")
