@@ -124,8 +124,12 @@ def running_sandbox(
         client = sandbox.client()
         client.v1.customers.create({"name": "John Doe"})
     """
-    app = create_app(db, now=now, switches=switches, seed=seed, keys=keys)
     listener = _listen(host, port)
+    try:
+        app = create_app(db, now=now, switches=switches, seed=seed, keys=keys)
+    except BaseException:
+        listener.close()
+        raise
     server = _server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sandbox", daemon=True)
     sandbox = Sandbox(app, server, thread, listener.getsockname()[:2])
@@ -154,8 +158,12 @@ def serve(
     Args:
         ready: Called with the URL once the port is open.
     """
-    app = create_app(db, switches=switches, seed=seed)
     listener = _listen(host, port)
+    try:
+        app = create_app(db, switches=switches, seed=seed)
+    except BaseException:
+        listener.close()
+        raise
     try:
         if ready is not None:
             ready("http://{}:{}".format(*listener.getsockname()[:2]))

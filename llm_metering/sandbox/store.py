@@ -68,8 +68,22 @@ class Store:
     def __init__(self, path: str | Path | None = None) -> None:
         self.lock = threading.RLock()
         self.db = sqlite3.connect(
-            ":memory:" if path is None else str(path), isolation_level=None, check_same_thread=False
+            ":memory:" if path is None else str(path),
+            timeout=0.5,
+            isolation_level=None,
+            check_same_thread=False,
         )
+        try:
+            self._open(path)
+        except BaseException:
+            self.db.close()
+            raise
+
+    def close(self) -> None:
+        with self.lock:
+            self.db.close()
+
+    def _open(self, path: str | Path | None) -> None:
         if path is not None:
             # Another sandbox on the same file would not see this one's clock or running keys.
             self.db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -79,14 +93,9 @@ class Store:
             self.db.execute("PRAGMA wal_autocheckpoint=10000")
         version = self.db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, _VERSION):
-            self.db.close()
             raise ValueError(f"{path} was written by another version of the sandbox; take a new file")
         self.db.executescript(_SCHEMA)
         self.db.execute(f"PRAGMA user_version={_VERSION}")
-
-    def close(self) -> None:
-        with self.lock:
-            self.db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -257,3 +259,25 @@ def test_serve_says_which_port_is_taken():
 def test_a_switch_names_itself_and_its_values_when_it_cannot_be_set():
     with pytest.raises(ValueError, match="clash_answer must be one of 409, 429"):
         Switches().changed({"clash_answer": "418"})
+
+
+def test_a_file_is_for_one_sandbox_at_a_time(tmp_path):
+    file = tmp_path / "sandbox.db"
+    with (
+        running_sandbox(db=file),
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+        running_sandbox(db=file),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 40, None])
+def test_a_file_that_is_no_sandbox_is_refused(tmp_path, content):
+    file = tmp_path / "other.db"
+    if content is None:
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            db.execute("PRAGMA user_version=77")
+    else:
+        file.write_bytes(content)
+    with pytest.raises((sqlite3.DatabaseError, ValueError)), running_sandbox(db=file):
+        pass
