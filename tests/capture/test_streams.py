@@ -12,6 +12,7 @@ from llm_metering import counting
 from llm_metering.capture import context, streams
 from llm_metering.capture.estimates import rough_tokens
 from llm_metering.capture.streams import StreamTap
+from llm_metering.counting import count_text
 from llm_metering.providers import StreamTally
 
 REQUEST: Any = {
@@ -56,7 +57,7 @@ def test_the_first_event_leaves_a_row_with_an_estimate_of_the_prompt(make_tap, b
     assert row.provenance == "partial"
     assert (row.customer, row.dimensions, row.surface) == ("cus_1", {"feature": "chat"}, "client")
     assert row.usage.output_total == 0
-    assert PROMPT * 0.7 < row.usage.input_total < PROMPT * 1.5
+    assert PROMPT * 0.5 < row.usage.input_total <= PROMPT  # rather too low than too high
 
 
 def test_after_a_quarter_of_a_second_the_row_holds_the_counted_prompt(make_tap, bench, clock, said):
@@ -266,11 +267,24 @@ def test_a_failing_ledger_or_tally_never_reaches_the_stream(make_bench, clock, s
     bench.notes.failures.clear()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The quick brown fox jumps over the lazy dog, and then it sleeps until the morning comes. " * 20,
+        "for (let i = 0; i < rows.length; i++) { total += rows[i].value * weights[i]; }\n" * 20,
+        "汉字的数量很多，模型把它们分成小块。" * 20,
+    ],
+    ids=["prose", "code", "chinese"],
+)
+def test_a_prompt_is_estimated_rather_too_low_than_too_high(text: str) -> None:
+    assert rough_tokens({"messages": [{"role": "user", "content": text}]}) <= count_text(text, model="gpt-4o")
+
+
 def test_a_prompt_is_estimated_without_its_pictures():
-    text = "x" * 400
+    text = "x" * 600
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     parts = [{"type": "text", "text": text}, picture]
-    assert 100 <= rough_tokens({"messages": [{"role": "user", "content": parts}]}) < 130
+    assert 100 <= rough_tokens({"messages": [{"role": "user", "content": parts}]}) < 110
     assert rough_tokens(b'{"prompt": "%b"}' % text.encode()) == 100
     assert rough_tokens(b'{"base64": "' + b"A" * 1_000_000) == 0
     assert rough_tokens(None) == 0
