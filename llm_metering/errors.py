@@ -7,6 +7,7 @@ MeteringError
 ├── LedgerError                 the ledger cannot be opened, read or written
 │   └── LedgerInUse             another process holds this lane
 ├── UnreadableResponse          no usage could be read, and the caller asked to be told
+├── StripeUnavailable           Stripe did not give what was asked for; nothing was changed
 └── BillingError                a step of the billing set-up failed; says which and what to do
 """
 
@@ -56,3 +57,21 @@ class UnreadableResponse(MeteringError):
 
 class BillingError(MeteringError):
     """A step of the billing set-up failed. The message says which, and what to do."""
+
+
+class StripeUnavailable(MeteringError):
+    """Stripe did not give what was asked for. Nothing was changed."""
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status, None where no answer came."""
+        self.code = code
+        self.param = param
+
+    @property
+    def is_unknown_customer(self) -> bool:
+        """Whether Stripe said that it has no such customer."""
+        return self.status in (400, 404) and self.code == "resource_missing" and self.param == "customer"

@@ -63,12 +63,12 @@ class StripeSender:
         stripe_version: str = STRIPE_VERSION,
         now: Callable[[], float] = time.time,
     ) -> None:
-        key = _checked_key(api_key)
+        key = checked_key(api_key)
         if not re.fullmatch(r"[\w.-]+", stripe_version, re.ASCII):
             raise ConfigurationError(f"stripe_version={stripe_version!r} is not a version of Stripe's API")
         endpoint = endpoint_of(api_base)
-        self._mode = _mode(key)
-        if self._mode == "live" and not endpoint.secure and endpoint.host not in _LOOPBACK:
+        self._mode = mode_of(key)
+        if self._mode == "live" and not endpoint.secure and endpoint.host not in LOOPBACK:
             raise ConfigurationError(f"a live key is not sent over http:// to {endpoint.host}; use https://")
         self._timeout_s = timeout_s
         self._now = now
@@ -146,7 +146,7 @@ class StripeSender:
     def _tls_context(self) -> ssl.SSLContext:
         # Two threads may make one each at the start; a lock could be left locked by a fork.
         if self._tls is None:
-            self._tls = _tls_context()
+            self._tls = tls_context()
         return self._tls
 
 
@@ -162,7 +162,7 @@ def form_of(event: MeterEvent) -> bytes:
 
 _quoted = lru_cache(maxsize=4096)(quote_plus)
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MID_BODY = "sender_mid_body"
 # A request goes out in one write; only a test that wants to die in the middle of it has it cut in two.
 _HALFWAY = partial(failpoint, _MID_BODY) if os.environ.get(VARIABLE, "").startswith(_MID_BODY) else None
@@ -170,7 +170,8 @@ _HALFWAY = partial(failpoint, _MID_BODY) if os.environ.get(VARIABLE, "").startsw
 _LABELLED_ACCOUNT = re.compile(r"[a-z]+_(?:live|test)_5(1[A-Za-z0-9]{15})[A-Za-z0-9]{20,}")
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """The key without blanks around it; `ConfigurationError` if it cannot be one that sends usage."""
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
@@ -185,7 +186,8 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _mode(key: str) -> str:
+def mode_of(key: str) -> str:
+    """ "test" or "live"."""
     # A key of a form unknown to us counts as live, which is the careful reading.
     return "test" if re.match(r"[a-z]+_test_", key) else "live"
 
@@ -205,15 +207,20 @@ def _account_of(answer: Answer) -> str | None:
     return one_line(named, 100) if isinstance(named, str) and named else None
 
 
-def _heads(endpoint: Endpoint, key: str, stripe_version: str) -> dict[str, bytes]:
-    """Request heads by path; "POST" awaits an idempotency key, fresh for every attempt, and a length."""
+def headers_of(key: str, stripe_version: str) -> str:
+    """The headers that every request carries."""
     from importlib.metadata import version
 
-    common = (
+    return (
         f"Authorization: Bearer {key}\r\nStripe-Version: {stripe_version}\r\n"
         f"User-Agent: llm_metering/{version('llm_metering')}\r\n"
         "Accept: application/json\r\nAccept-Encoding: identity\r\n"
     )
+
+
+def _heads(endpoint: Endpoint, key: str, stripe_version: str) -> dict[str, bytes]:
+    """Request heads by path; "POST" awaits an idempotency key, fresh for every attempt, and a length."""
+    common = headers_of(key, stripe_version)
     post = (
         f"{endpoint.head('POST', '/v1/billing/meter_events')}{common}".replace("%", "%%")
         + "Content-Type: application/x-www-form-urlencoded\r\n"
@@ -224,7 +231,7 @@ def _heads(endpoint: Endpoint, key: str, stripe_version: str) -> dict[str, bytes
     return {"POST": post.encode("latin-1"), **heads}
 
 
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     import ssl
 
     context = ssl.create_default_context()

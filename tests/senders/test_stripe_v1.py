@@ -667,9 +667,9 @@ def test_a_handshake_that_hangs_is_surely_not_sent(raw: Raw) -> None:
 
 def test_the_usual_roots_are_trusted() -> None:
     import certifi
-    from llm_metering.senders.stripe_v1 import _tls_context
+    from llm_metering.senders.stripe_v1 import tls_context
 
-    context = _tls_context()
+    context = tls_context()
     assert context.check_hostname
     assert context.verify_mode.name == "CERT_REQUIRED"
     assert context.minimum_version.name == "TLSv1_2"
