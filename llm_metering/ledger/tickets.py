@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +21,53 @@ Callback = Callable[[], object]
 _lock = Lock()
 
 
+class Bell:
+    """Wakes the writer while it waits for company, which it does only as long as nobody waits for it.
+
+    Whoever begins to wait leaves a sign first (a callback, or something in the queue) and rings then; the
+    writer says that it listens first and looks for signs then. So at least one of the two sees the other.
+    """
+
+    __slots__ = ("_rung", "listening")
+
+    def __init__(self) -> None:
+        self.listening = False
+        self._rung: SimpleQueue[None] = SimpleQueue()
+
+    def ring(self) -> None:
+        if self.listening:
+            self._rung.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it is rung, at most so long."""
+        with suppress(Empty):
+            self._rung.get(timeout=timeout_s)
+
+    def rest(self) -> None:
+        """Listen no more."""
+        self.listening = False
+        while not self._rung.empty():
+            self._rung.get()
+
+
 class Ticket:
     """One record's ticket. Made by `Writer.put`, settled by the writer's thread."""
 
-    __slots__ = ("_callbacks", "closes", "done", "error", "record")
+    __slots__ = ("_bell", "_callbacks", "closes", "done", "error", "record")
 
-    def __init__(self, record: UsageRecord, closes: str | None) -> None:
+    def __init__(self, record: UsageRecord, closes: str | None, bell: Bell | None = None) -> None:
         self.record: UsageRecord | None = record
         """Let go once done."""
         self.closes = closes
         self.done = False
         self.error: BaseException | None = None
+        self._bell = bell
         self._callbacks: list[Callback] | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for it."""
+        return self._callbacks is not None
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until done; False if the time ran out."""
@@ -41,14 +78,19 @@ class Ticket:
         return event.wait(timeout_s)
 
     def add_done_callback(self, callback: Callback) -> None:
-        """Call `callback` once done, on the writer's thread; at once if it is done already."""
+        """Call `callback` once done, on the writer's thread; at once if it is done already.
+
+        It hurries the writer: what somebody waits for is not kept waiting for company.
+        """
         with _lock:
-            if not self.done:
+            if waits := not self.done:
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(callback)
-                return
-        callback()
+        if not waits:
+            callback()
+        elif self._bell is not None:
+            self._bell.ring()
 
     def take_callbacks(self) -> list[Callback] | None:
         callbacks, self._callbacks = self._callbacks, None

@@ -1,6 +1,7 @@
 """The one thread that writes to the ledger. Callers queue; it commits everything queued in one transaction.
 
-`put` appends to a queue and returns. The lines that a record adds to each meter are computed on the
+`put` appends to a queue and returns. Records that somebody waits for are committed at once, others within
+10 ms, with whatever came until then. The lines that a record adds to each meter are computed on the
 writer's thread, not on the caller's.
 """
 
@@ -10,6 +11,7 @@ import atexit
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -21,9 +23,13 @@ from ..errors import LedgerError
 from ..protocols import Ledger, Telemetry
 from ..usage import Line, UsageRecord
 from .pen import Pen
-from .tickets import Ticket
+from .tickets import Bell, Ticket
 
 T = TypeVar("T")
+
+COMPANY_S = 0.01
+"""How long records that nobody waits for are kept for company, so that a busy process is not interrupted for
+each. As soon as anybody waits for any of them all are committed at once."""
 
 
 class _State(Enum):
@@ -84,6 +90,7 @@ class Writer:
         now: The clock.
         max_group: The most records in one transaction.
         max_queued: The most records kept in memory while the disk fails; more are refused with an alarm.
+        company_s: How long records that nobody waits for are kept for company.
     """
 
     def __init__(
@@ -95,11 +102,14 @@ class Writer:
         now: Callable[[], float] = time.time,
         max_group: int = 500,
         max_queued: int = 100_000,
+        company_s: float = COMPANY_S,
     ) -> None:
         self._ledger = ledger
+        self._company_s = company_s
         self._telemetry = telemetry
         self._max_group = max_group
         self._max_queued = max_queued
+        self._enough = max(max_queued * 3 // 4, 1)
         self._new_pen: Callable[[], Pen] = partial(
             Pen,
             ledger,
@@ -117,6 +127,7 @@ class Writer:
         self._lock = RLock()
         self._state = _State.NEW
         self._queue: SimpleQueue[_Item] = SimpleQueue()
+        self._bell = Bell()
         self._thread: Thread | None = None
         self._writing_thread = 0
         self._opened = Event()
@@ -134,6 +145,14 @@ class Writer:
         """Why they do not, in one line."""
         return self._pen.problem
 
+    def has_room(self) -> bool:
+        """Whether more usage can be taken. False while the disk is full or fails, and when so much waits in
+        memory that what is under way must find its place."""
+        pen = self._pen
+        if pen.problem is None and not pen.refusing and not pen.kept:
+            return self._queue.qsize() < self._enough
+        return pen.has_room and self.queued < self._enough
+
     @property
     def queued(self) -> int:
         """How many records wait, about."""
@@ -145,7 +164,7 @@ class Writer:
         Args:
             closes: The progress row that it replaces, in the same transaction.
         """
-        ticket = Ticket(record, closes)
+        ticket = Ticket(record, closes, self._bell)
         if self._queue.qsize() >= self._max_queued:
             self._pen.refuse(ticket)
             return ticket
@@ -178,6 +197,7 @@ class Writer:
             call.run(self._ledger)
             return call.result()
         self._queue.put(cast("_Call[object]", call))
+        self._bell.ring()
         if self._state is not _State.RUNNING:
             self._not_running()
         if not call.done.wait(timeout_s):
@@ -215,6 +235,7 @@ class Writer:
             if self._state is not _State.RUNNING or thread is None:
                 return not self.queued
             self._queue.put(_Stop())
+            self._bell.ring()
         thread.join(timeout_s)
         return not thread.is_alive() and not self.queued
 
@@ -269,22 +290,41 @@ class Writer:
 
     def _go_on(self) -> bool:
         try:
-            return self._handle(self._take(block=True))
+            items = self._take(block=True)
+            return self._handle(self._with_company(items))
         except Exception as exc:
             self._telemetry.failure("ledger.writer", exc)
             return True
 
     def _take(self, *, block: bool) -> list[_Item]:
         """Everything that is queued, up to a group; waits for the first, or for the time of a retry."""
-        queue = self._queue
         items: list[_Item] = []
         try:
             if block:
-                items.append(queue.get(timeout=self._pen.retry_in()))
+                items.append(self._queue.get(timeout=self._pen.retry_in()))
+        except Empty:
+            return items
+        self._fill(items)
+        return items
+
+    def _fill(self, items: list[_Item]) -> None:
+        """Add what is queued, up to a group."""
+        queue = self._queue
+        with suppress(Empty):
             while len(items) < self._max_group and not queue.empty():
                 items.append(queue.get_nowait())
-        except Empty:
-            pass
+
+    def _with_company(self, items: list[_Item]) -> list[_Item]:
+        """These, and what comes within a moment, unless somebody waits for one of them."""
+        bell = self._bell
+        bell.listening = True
+        try:
+            self._fill(items)
+            if items and len(items) < self._max_group and not any(map(_is_urgent, items)):
+                bell.wait(self._company_s)
+                self._fill(items)
+        finally:
+            bell.rest()
         return items
 
     def _handle(self, items: Sequence[_Item]) -> bool:
@@ -314,6 +354,13 @@ class Writer:
             return
         call.run(self._ledger)
         self._pen.pass_on_alarms()
+
+
+def _is_urgent(item: _Item) -> bool:
+    """Whether somebody waits for it."""
+    if type(item) is Ticket:
+        return item.is_awaited
+    return type(item) is not UsageRecord and type(item) is not _Drop
 
 
 _watched: WeakSet[Writer] = WeakSet()

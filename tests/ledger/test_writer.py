@@ -115,6 +115,80 @@ def test_what_is_queued_meanwhile_is_one_group(writer, ledger):
     assert ledger.groups == [["first"], [f"r{i}" for i in range(100)]]
 
 
+LONG_S = 3600.0
+
+
+def test_what_nobody_waits_for_is_kept_for_company(make, ledger):
+    writer = make(ledger, company_s=LONG_S)
+    writer.start()
+    tickets = [writer.put(record(f"r{i}")) for i in range(20)]
+    assert not ledger.at_gate.wait(0.05)
+    assert tickets[7].wait(WAIT_S)
+    assert ledger.groups == [[f"r{i}" for i in range(20)]]
+
+
+def test_company_is_waited_for_only_a_moment(writer, ledger):
+    writer.put(record("a"))
+    assert ledger.at_gate.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("again", range(20))
+def test_whoever_waits_hurries_the_writer(make, ledger, again):
+    """However late: the writer may be asleep, taking, or listening when the wait begins."""
+    writer = make(ledger, company_s=LONG_S)
+    writer.start()
+    ticket = writer.put(record("a"))
+    if again % 2:
+        time.sleep(again / 1000)
+    done = threading.Event()
+    ticket.add_done_callback(done.set)
+    assert done.wait(WAIT_S)
+    assert ids(ledger) == ["a"]
+
+
+def test_threads_that_all_wait_are_never_kept_for_company(make, ledger):
+    writer = make(ledger, company_s=LONG_S)
+    writer.start()
+    late = []
+
+    def caller(name):
+        for i in range(200):
+            if not writer.put(record(f"{name}-{i}")).wait(WAIT_S):
+                late.append((name, i))
+                return
+
+    threads = [threading.Thread(target=caller, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not late
+    assert len(ledger.records) == 800
+
+
+@pytest.mark.parametrize("act", [Writer.flush, Writer.stop, lambda w: w.run(lambda _: True)])
+def test_what_is_asked_of_the_writer_waits_for_no_company(make, ledger, act):
+    writer = make(ledger, company_s=LONG_S)
+    writer.start()
+    writer.put(record("a"))
+    time.sleep(0.02)  # the writer listens by now
+    assert act(writer)
+    assert ids(ledger) == ["a"]
+
+
+def test_a_full_group_waits_for_no_company(make, ledger):
+    writer = make(ledger, max_group=10, company_s=LONG_S)
+    writer.start()
+    ledger.gate.clear()
+    writer.put(record("first")).add_done_callback(lambda: None)
+    assert ledger.at_gate.wait(WAIT_S)
+    for i in range(10):
+        writer.put(record(f"r{i}"))
+    ledger.at_gate.clear()  # the second group comes to it after this
+    ledger.gate.set()
+    assert ledger.at_gate.wait(WAIT_S)
+
+
 def test_a_group_has_its_limit(make, ledger):
     writer = make(ledger, max_group=10)
     writer.start()
