@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal, localcontext
 from typing import Any, Literal, Protocol
 
+from .decisions import ActionRow, AttemptRow, Pause, Ruling
 from .usage import NOTHING, Line, MeterEvent, UsageRecord
 
 State = Literal["PENDING", "SENDING", "AMBIGUOUS", "ACCEPTED", "SETTLED", "IN_DOUBT", "DEAD", "CLOSED"]
@@ -132,6 +133,14 @@ class LedgerStatus:
     lanes: int
     paused: str | None = None
     """Why sending is paused, None if it is not."""
+    paused_by: Pause | None = None
+    """The person who paused it, if one did."""
+    written_off: int = 0
+    """How many of the DEAD a person has written off."""
+    decisions_waiting: int = 0
+    """Of people, not carried out yet."""
+    disk_free_bytes: int | None = None
+    """Where the ledger is; None where it is on no disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,31 @@ class EventRow:
     reason: str | None
     """Of the last outcome, in one line."""
     lane: str = ""
+    written_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EventHistory:
+    """All that is on record of one meter event."""
+
+    row: EventRow
+    frozen_at: float
+    replaces: str | None
+    """The event whose place it took."""
+    replaced_by: str | None
+    attempts: tuple[AttemptRow, ...]
+    actions: tuple[ActionRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRow:
+    """A record that is set aside: held, or without a customer."""
+
+    record: UsageRecord
+    values: tuple[tuple[str, Decimal], ...]
+    """What it adds to each meter."""
+    recorded_at: float | None = None
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +211,28 @@ class Books(Protocol):
 
     def usage_sums(self) -> list[UsageSum]: ...
 
-    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
-        """Meter events, the newest first."""
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
+        """Meter events, the newest first; of usage since a time, if one is given."""
+
+    def history(self, identifier: str) -> EventHistory | None:
+        """All that is on record of one meter event, None if it is not here."""
+
+    def set_aside(
+        self,
+        which: Literal["unresolved", "held"],
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        """Records that are not frozen because they have no customer or are held, the oldest first."""
 
 
 class Ledger(Books, Protocol):
@@ -238,6 +292,25 @@ class Ledger(Books, Protocol):
 
     def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
         """Let held records be billed; return how many."""
+
+    def replay(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        """Close DEAD events and make for each a new one of the same value and time, linked to it. An event
+        is replaced once, however often and by how many this is called."""
+
+    def write_off(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        """Note that DEAD events are given up; they stay DEAD and in the books."""
+
+    def resolve(self, identifier: str, arrived: bool, *, who: str, why: str, now: float) -> Ruling:
+        """Settle an event IN_DOUBT: ACCEPTED if it arrived, else closed and a new one in its place."""
+
+    def pause(self, *, who: str, why: str, now: float) -> None:
+        """Send nothing, from any process, until `resume`."""
+
+    def resume(self, *, who: str, why: str, now: float) -> bool:
+        """Lift a person's pause; False if there was none. What the key is paused for is not touched."""
+
+    def paused_by(self) -> Pause | None:
+        """A person's pause, from whichever process; cheap."""
 
     def take_alarms(self) -> list[Alarm]:
         """What a person should know of the store itself since the last call (a damaged file, a newer

@@ -15,6 +15,7 @@ PACKAGE = Path(llm_metering.__file__).parent
 FLOORS = {
     "_failpoints": 1,
     "_redact": 1,
+    "decisions": 1,
     "errors": 1,
     "fields": 1,
     "protocols": 1,
@@ -42,6 +43,7 @@ FLOORS = {
 
 MAY_MEET = {
     ("protocols", "usage"),
+    ("protocols", "decisions"),
     ("settings", "errors"),
     ("settings", "usage"),
     ("providers", "sse"),

@@ -172,7 +172,7 @@ def bind(folder: Path, account: str) -> None:
     if (bound := bound_account(folder)) is None:
         draft = folder / f"account.{os.getpid()}"
         try:
-            _write_durably(draft, account)
+            write_durably(draft, account)
             with suppress(FileExistsError):
                 # A link, unlike a rename, never replaces what another process wrote first.
                 os.link(draft, folder / "account")
@@ -200,6 +200,26 @@ def sync(folder: Path) -> None:
     """Make names in the folder durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Room on the disk for this user, None where it cannot be told."""
+    with suppress(OSError):
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+    return None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file that only this user can read; it is on disk when this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        data = text.encode()
+        while data:
+            data = data[os.write(fd, data) :]
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -236,12 +256,3 @@ def _try_writing(folder: Path) -> None:
             f"the ledger folder {folder} cannot be written: {exc.strerror}; give this user the right to, "
             "or set LLM_METERING_LEDGER to a folder that it can write"
         ) from exc
-
-
-def _write_durably(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(fd, text.encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)

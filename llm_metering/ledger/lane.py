@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from itertools import chain
 
 from .._failpoints import failpoint
+from ..decisions import Decision, Ruling
 from ..protocols import Claim, Entry, Outcome, Progress, Transition
 from . import rows, states
 from .attempts import Attempts, Pair
 from .freezing import Draft, bucket_of, drafts, meter_event
 from .lines import plain
+from .rulings import Rulings
 
 _INSERT_PROGRESS = f"""
     INSERT INTO progress ({rows.RECORD})
@@ -54,6 +56,7 @@ class Lane:
         self.db = db
         self._new_id = new_id
         self.attempts = Attempts(db, random)
+        self.rulings = Rulings(db, new_id)
         self._mark = mark
         self._keys = rows.LineKeys(db)
         self._records = rows.RecordRows(self._keys)
@@ -238,6 +241,13 @@ class Lane:
     def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
         with self._transaction():
             return self._change("held", None, "held IS NOT NULL", ids, (now, who, why, "release"))
+
+    def carry_out(self, decision: Decision, *, now: float) -> list[Ruling]:
+        with self._transaction():
+            rulings = self.rulings.carry_out(decision, now=now)
+            failpoint("in_decision")
+        failpoint("after_decision")
+        return rulings
 
     # ---- small facts
 

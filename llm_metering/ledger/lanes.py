@@ -14,8 +14,9 @@ from weakref import WeakSet
 from ..errors import LedgerError
 from ..protocols import Alarm, Transition
 from . import folder as files
-from . import schema
+from . import schema, spool
 from .lane import Lane
+from .room import Room
 
 _HOLDER = "holder"
 _CHECK_UP_TO = 512 * 1024 * 1024
@@ -44,8 +45,10 @@ class Lanes:
         random: Callable[[], float],
         adopt_after_s: float,
         connect: files.Connect,
+        room: Room,
     ) -> None:
         self.folder = folder
+        self.room = room
         self.own = ""
         """The name of the lane that new usage goes to, "" while closed."""
         self.forked = False
@@ -78,11 +81,13 @@ class Lanes:
                 break
         else:
             self.own = self._make(now)
+        self.room.settle_in(self.own)
         if self._adopt_after_s <= 0:
             self.adopt(now=now)
 
     def close(self) -> None:
         held, self._held, self.own = self._held, {}, ""
+        self.room.leave()
         for each in held.values():
             _let_go(each)
 
@@ -96,14 +101,19 @@ class Lanes:
 
     def adopt(self, *, now: float) -> None:
         """Take over lanes that have been free for long enough and hold work."""
+        asked_for = {lane for lane, _ in spool.posted(self.folder)}
         for name in files.lane_names(self.folder):
             if name in self._held or name in self._left_alone:
                 continue
-            if self._nothing_to_do.get(name) == _signature(files.lane_path(self.folder, name)):
+            if name not in asked_for and self._has_nothing_to_do(name):
                 continue
             if self._long_free(name, now):
                 self._free_since.pop(name, None)
                 self._take(name, now)
+
+    def carry_out_decisions(self, *, now: float) -> None:
+        """What people decided of the lanes that we hold."""
+        spool.take_up(self.folder, self.get, now=now, alarms=self.alarms)
 
     def release(self) -> None:
         """Let go of adopted lanes in which nothing goes on by itself; a new process may continue there."""
@@ -132,6 +142,22 @@ class Lanes:
             adopted, self._held = self._held, {}
             self.open(now=now)
             self._held.update(adopted)
+
+    def is_full(self, exc: sqlite3.Error) -> bool:
+        """Whether an error means that there is no room."""
+        return self.room.is_full(exc)
+
+    def make_room(self, exc: sqlite3.Error) -> bool:
+        """A write failed: where the disk is full give up ballast; whether there was any."""
+        freed = self.room.strike(exc, self._held)
+        for name, held in self._held.items():
+            self.room.shorten(held.lane.db, files.lane_path(self.folder, name))
+        return freed
+
+    def keep_short(self) -> None:
+        """Where room is scarce, keep logs short."""
+        for name, held in self._held.items():
+            self.room.shorten(held.lane.db, files.lane_path(self.folder, name))
 
     def alarm(self, name: str, message: str, **data: object) -> None:
         self.alarms.append(Alarm(name, message, data))
@@ -178,6 +204,8 @@ class Lanes:
         except sqlite3.DatabaseError as exc:
             if not _is_damage(exc):
                 _drop(db, fd)
+                if self.room.strike(exc, [name]):
+                    return self._take(name, now)  # the ballast that was kept with it
                 raise
             _close(db)
             db = None
@@ -213,6 +241,10 @@ class Lanes:
             if self._take(name, now):
                 return name
         raise LedgerError(f"each new lane in {self.folder} was taken by another process at once")
+
+    def _has_nothing_to_do(self, name: str) -> bool:
+        """Whether nothing went on by itself when we had it, and nobody had it since."""
+        return self._nothing_to_do.get(name) == _signature(files.lane_path(self.folder, name))
 
     def _long_free(self, name: str, now: float) -> bool:
         if self._adopt_after_s <= 0:

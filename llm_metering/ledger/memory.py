@@ -5,79 +5,44 @@ from __future__ import annotations
 import random as dice
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from threading import RLock
+from typing import Literal
 
+from ..decisions import (
+    MAX_SUBJECTS,
+    SENDING,
+    AttemptRow,
+    Decision,
+    Pause,
+    Ruling,
+    What,
+    new_decision_id,
+)
 from ..errors import AccountMismatch, LedgerError
 from ..protocols import (
     Alarm,
     Balance,
     Claim,
     Entry,
+    EventHistory,
     EventRow,
     LedgerStatus,
     Outcome,
     Progress,
+    RecordRow,
     State,
     Transition,
     UsageSum,
 )
-from ..usage import MeterEvent, UsageRecord
-from . import states
+from ..usage import UsageRecord
+from . import memory_desk, states
 from .books import Tally, UsageRow
 from .freezing import bucket_of, drafts, meter_event
-from .lines import LineKey, Value, checked, key_of
+from .lines import checked, decimal, key_of
+from .memory_desk import Store, Stored, StoredEvent
 from .states import Standing
 
 _LANE = "memory"
-
-
-@dataclass(slots=True)
-class _Usage:
-    record: UsageRecord
-    lines: tuple[tuple[LineKey, Value], ...]
-    freeze: int | None = None
-
-    @property
-    def billable(self) -> bool:
-        return self.freeze is None and self.record.held is None and self.record.customer is not None
-
-
-@dataclass(slots=True)
-class _Event:
-    event: MeterEvent
-    key: LineKey
-    frozen_at: float
-    standing: Standing
-    fence: int = 0
-    lease_until: float | None = None
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.event.customer, self.event.event_name
-
-
-@dataclass(slots=True)
-class _Action:
-    at: float
-    who: str
-    why: str
-    what: str
-    subject: str
-
-
-@dataclass(slots=True)
-class _Store:
-    """What survives `close`, so that a test can open it again as after a crash."""
-
-    usage: dict[str, _Usage] = field(default_factory=dict)
-    progress: dict[str, _Usage] = field(default_factory=dict)
-    events: dict[str, _Event] = field(default_factory=dict)
-    actions: list[_Action] = field(default_factory=list)
-    meta: dict[str, str] = field(default_factory=dict)
-    account: str | None = None
-    freezes: int = 0
-    clock: float | None = None
 
 
 class MemoryLedger:
@@ -101,7 +66,7 @@ class MemoryLedger:
         self._new_id = new_id or (lambda: f"m{len(self._store.events) + 1}")
         self._random = random
         self._lease_s = lease_s
-        self._store = _Store()
+        self._store = Store()
         self._alarms: list[Alarm] = []
         self._recovered: list[Transition] = []
         self._late = 0
@@ -155,7 +120,7 @@ class MemoryLedger:
 
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
         with self._ready() as store:
-            buckets: dict[tuple[int, int], list[_Usage]] = {}
+            buckets: dict[tuple[int, int], list[Stored]] = {}
             for usage in store.usage.values():
                 if usage.billable:
                     buckets.setdefault(bucket_of(usage.record.used_at, bucket_s), []).append(usage)
@@ -187,6 +152,7 @@ class MemoryLedger:
             each = store.events.get(claim.event.identifier)
             if each is None or each.fence != claim.fence or each.standing.state != "SENDING":
                 return None
+            each.end_attempt(outcome, now)
             return _move(each, states.ended(each.standing, outcome, now=now, random=self._random))
 
     def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
@@ -214,22 +180,31 @@ class MemoryLedger:
     def assign(
         self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
     ) -> int:
-        def change(record: UsageRecord) -> UsageRecord | None:
-            return replace(record, customer=customer) if record.customer is None else None
-
-        return self._change(ids, change, _Action(now, who, why, "assign", ""))
+        return self._change("assign", ids, who, why, now, customer)
 
     def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
-        def change(record: UsageRecord) -> UsageRecord | None:
-            return replace(record, held=why) if record.held is None else None
-
-        return self._change(ids, change, _Action(now, who, why, "hold", ""))
+        return self._change("hold", ids, who, why, now)
 
     def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
-        def change(record: UsageRecord) -> UsageRecord | None:
-            return replace(record, held=None) if record.held is not None else None
+        return self._change("release", ids, who, why, now)
 
-        return self._change(ids, change, _Action(now, who, why, "release", ""))
+    def replay(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("replay", identifiers, who, why, now)
+
+    def write_off(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("write_off", identifiers, who, why, now)
+
+    def resolve(self, identifier: str, arrived: bool, *, who: str, why: str, now: float) -> Ruling:
+        return self._decide("arrived" if arrived else "not_arrived", [identifier], who, why, now)[0]
+
+    def pause(self, *, who: str, why: str, now: float) -> None:
+        self._decide("pause", [SENDING], who, why, now)
+
+    def resume(self, *, who: str, why: str, now: float) -> bool:
+        return self.paused_by() is not None and bool(self._decide("resume", [SENDING], who, why, now))
+
+    def paused_by(self) -> Pause | None:
+        return self._store.pause
 
     def balances(self) -> list[Balance]:
         with self._lock:
@@ -259,13 +234,53 @@ class MemoryLedger:
                 conserved=all(balance.conserved for balance in self._tally().balances()),
                 account=self._store.account,
                 lanes=1,
-                paused=self._store.meta.get("paused"),
+                paused=self._paused(),
+                paused_by=self._store.pause,
+                written_off=sum(
+                    row.written_off for row in self.events(states=["DEAD"], limit=len(self._store.events))
+                ),
             )
 
-    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
         with self._lock:
-            newest = reversed(self._store.events.values())
-            return [_event_row(e) for e in newest if not states or e.standing.state in states][:limit]
+            found = [
+                memory_desk.event_row(each, self._store)
+                for each in reversed(self._store.events.values())
+                if (not states or each.standing.state in states)
+                and customer in (None, each.event.customer)
+                and (since is None or each.event.timestamp >= since)
+            ]
+            return found[:limit]
+
+    def history(self, identifier: str) -> EventHistory | None:
+        with self._lock:
+            return memory_desk.history(self._store, identifier)
+
+    def set_aside(
+        self,
+        which: Literal["unresolved", "held"],
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        with self._lock:
+            found = [
+                RecordRow(u.record, tuple((key.event_name, decimal(v)) for key, v in u.lines))
+                for u in self._store.usage.values()
+                if u.freeze is None
+                and (u.record.customer is None if which == "unresolved" else u.record.held is not None)
+                and customer in (None, u.record.customer)
+                and (since is None or u.record.used_at >= since)
+            ]
+            return sorted(found, key=lambda row: row.record.used_at)[:limit]
 
     def meta(self, name: str) -> str | None:
         with self._ready() as store:
@@ -293,19 +308,23 @@ class MemoryLedger:
             return [usage.record for usage in self._store.usage.values()]
 
     @contextmanager
-    def _ready(self) -> Iterator[_Store]:
+    def _ready(self) -> Iterator[Store]:
         with self._lock:
             if not self._is_open:
                 raise LedgerError("the memory ledger is not open")
             yield self._store
 
-    def _in_state(self, state: State) -> list[_Event]:
+    def _paused(self) -> str | None:
+        pause = self._store.pause
+        return self._store.meta.get("paused") if pause is None else f"by {pause.who}: {pause.why}"
+
+    def _in_state(self, state: State) -> list[StoredEvent]:
         return [e for e in self._store.events.values() if e.standing.state == state]
 
-    def _waiting(self) -> list[_Event]:
+    def _waiting(self) -> list[StoredEvent]:
         return [e for e in self._store.events.values() if e.standing.state in (*states.WAITING, "SENDING")]
 
-    def _freeze_bucket(self, bucket: list[_Usage], now: float) -> int:
+    def _freeze_bucket(self, bucket: list[Stored], now: float) -> int:
         self._store.freezes += 1
         bucket.sort(key=lambda u: u.record.used_at)
         rows = [(u.record.customer or "", u.record.used_at, u.lines) for u in bucket]
@@ -313,20 +332,23 @@ class MemoryLedger:
         for draft in made:
             event = meter_event(draft, self._new_id(), now=now)
             standing = Standing("PENDING", event.timestamp, next_attempt_at=now)
-            self._store.events[event.identifier] = _Event(event, draft.key, now, standing)
+            self._store.events[event.identifier] = StoredEvent(event, draft.key, now, standing)
         for usage in bucket:
             usage.freeze = self._store.freezes
         return len(made)
 
-    def _start(self, each: _Event, now: float) -> Claim:
+    def _start(self, each: StoredEvent, now: float) -> Claim:
         doubted = each.standing.first_ambiguous_at
         each.standing = states.started(each.standing, now=now)
         each.fence += 1
         each.lease_until = now + self._lease_s
+        each.attempts.append(AttemptRow(each.standing.attempts, now, None, None, None, None, None, None))
         return Claim(each.event, each.standing.attempts, each.fence, _LANE, doubted)
 
-    def _crash(self, each: _Event, now: float) -> Transition:
-        return _move(each, states.crashed(each.standing, now=now))
+    def _crash(self, each: StoredEvent, now: float) -> Transition:
+        step = states.crashed(each.standing, now=now)
+        each.end_attempt(Outcome("ambiguous", message=step.standing.reason), now)
+        return _move(each, step)
 
     def _tell_time(self, now: float) -> None:
         known = self._store.clock
@@ -354,20 +376,30 @@ class MemoryLedger:
 
     def _change(
         self,
+        what: What,
         ids: Sequence[str] | None,
-        change: Callable[[UsageRecord], UsageRecord | None],
-        action: _Action,
+        who: str,
+        why: str,
+        now: float,
+        customer: str | None = None,
     ) -> int:
         with self._ready() as store:
+            found = list(store.usage if ids is None else ids)
             changed = 0
-            for id_ in store.usage if ids is None else ids:
-                usage = store.usage.get(id_)
-                if usage is None or usage.freeze is not None or (new := change(usage.record)) is None:
-                    continue
-                usage.record = new
-                store.actions.append(replace(action, subject=id_))
-                changed += 1
+            for start in range(0, len(found), MAX_SUBJECTS):
+                some = found[start : start + MAX_SUBJECTS]
+                changed += sum(r.refused is None for r in self._decide(what, some, who, why, now, customer))
             return changed
+
+    def _decide(
+        self, what: What, subjects: Sequence[str], who: str, why: str, now: float, customer: str | None = None
+    ) -> list[Ruling]:
+        with self._ready() as store:
+            if not subjects:
+                return []
+            id_ = new_decision_id()
+            decision = Decision(what, tuple(dict.fromkeys(subjects)), who, why, now, id_, customer)
+            return memory_desk.carry_out(store, decision, self._new_id, now=now)
 
     def _tally(self) -> Tally:
         tally = Tally()
@@ -380,19 +412,14 @@ class MemoryLedger:
         return tally
 
 
-def _usage_of(entry: Entry) -> _Usage:
+def _usage_of(entry: Entry) -> Stored:
     bucket_of(entry.record.used_at, 60)  # refuses NaN and infinity
-    return _Usage(entry.record, tuple((key_of(line), checked(line.value)) for line in entry.lines))
+    return Stored(entry.record, tuple((key_of(line), checked(line.value)) for line in entry.lines))
 
 
-def _move(each: _Event, step: states.Step) -> Transition:
+def _move(each: StoredEvent, step: states.Step) -> Transition:
     before, after = each.standing.state, step.standing
     each.standing, each.lease_until = after, None
     return Transition(
         each.event.identifier, before, after.state, after.reason, step.alarm, after.next_attempt_at
     )
-
-
-def _event_row(each: _Event) -> EventRow:
-    s = each.standing
-    return EventRow(each.event, s.state, s.attempts, s.first_ambiguous_at, s.next_attempt_at, s.reason, _LANE)

@@ -10,30 +10,38 @@ from __future__ import annotations
 import os
 import random as dice
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from ..errors import LedgerError
+from ..decisions import SENDING, Decision, Pause, Ruling, What, new_decision_id
+from ..errors import LedgerError, LedgerFull
 from ..protocols import (
     Alarm,
     Balance,
     Claim,
     Entry,
+    EventHistory,
     EventRow,
     LedgerStatus,
     Outcome,
     Progress,
+    RecordRow,
     State,
     Transition,
     UsageSum,
 )
 from . import folder as files
-from . import states
+from . import spool, states
 from .attempts import Pair
+from .histories import Aside
 from .lane import Lane
 from .lanes import Lanes
+from .room import BALLAST_BYTES, Room
+from .rulings import merge
 from .view import LedgerView
 
 P = ParamSpec("P")
@@ -44,8 +52,12 @@ _BAD_VALUE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError,
 
 
 def new_identifier() -> str:
-    """32 random hexadecimal digits: no two are the same, and they tell nothing."""
-    return os.urandom(16).hex()
+    """32 hexadecimal digits, no two the same: the moment in milliseconds, then 80 random bits.
+
+    Rows of identifiers that were made together lie together, and what is sent together is then written in
+    a few pages of the file rather than in one each.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def _translated(
@@ -60,6 +72,8 @@ def _translated(
         except _BAD_VALUE as exc:
             raise ValueError(f"cannot be stored: {exc}") from exc
         except sqlite3.Error as exc:
+            if self._lanes.is_full(exc):
+                raise LedgerFull(f"the disk of {self.folder} is full") from exc
             raise LedgerError(f"the ledger in {self.folder} failed: {exc}") from exc
 
     return call
@@ -79,6 +93,9 @@ class SqliteLedger:
         lease_s: How long a claim may stay unanswered before it counts as a crash.
         adopt_after_s: How long a lane must stay free before it is adopted; 0 adopts all at `open`.
         connect: Instead of `sqlite3.connect`.
+        max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
+        min_free_bytes: No usage is taken while less than this is free on the disk.
+        ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
     """
 
     def __init__(
@@ -90,11 +107,21 @@ class SqliteLedger:
         lease_s: float = states.LEASE_S,
         adopt_after_s: float = ADOPT_AFTER_S,
         connect: files.Connect = sqlite3.connect,
+        max_bytes: int = 0,
+        min_free_bytes: int = 0,
+        ballast_bytes: int = BALLAST_BYTES,
     ) -> None:
         self.folder = Path(folder)
         self._lease_s = lease_s
         self._lanes = Lanes(
-            self.folder, new_id=new_id, random=random, adopt_after_s=adopt_after_s, connect=connect
+            self.folder,
+            new_id=new_id,
+            random=random,
+            adopt_after_s=adopt_after_s,
+            connect=connect,
+            room=Room(
+                self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
+            ),
         )
         self._now = 0.0
         self._late = 0
@@ -140,7 +167,13 @@ class SqliteLedger:
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
     ) -> int:
-        return self._own(now).commit(entries, progress, drops, now=now)
+        own = self._own(now)
+        self._lanes.room.check(now=now)
+        try:
+            return own.commit(entries, progress, drops, now=now)
+        except sqlite3.Error as exc:
+            self._lanes.make_room(exc)
+            raise
 
     @_translated
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
@@ -151,6 +184,8 @@ class SqliteLedger:
     def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
         lanes = self._all(now)
         self._check_clock(lanes, now)
+        if not self._lanes.room.may_claim():
+            return []
         busy: set[Pair] = set().union(*(lane.attempts.sending() for lane in lanes))
         claims: list[Claim] = []
         self._turn = (self._turn + 1) % len(lanes)
@@ -178,7 +213,7 @@ class SqliteLedger:
         for name in {claim.lane for claim, _ in results}:
             if lane := self._lanes.get(name):
                 places = [i for i, (claim, _) in enumerate(results) if claim.lane == name]
-                changed = lane.finish_many([results[i] for i in places], now=now)
+                changed = self._drained(partial(lane.finish_many, [results[i] for i in places], now=now))
                 for place, transition in zip(places, changed, strict=True):
                     found[place] = transition
         return found
@@ -188,6 +223,7 @@ class SqliteLedger:
         self._check_clock(self._all(now), now)
         self._lanes.replace_removed(now=now)
         self._lanes.adopt(now=now)
+        self._lanes.carry_out_decisions(now=now)
         changed, self._lanes.recovered = self._lanes.recovered, []
         for lane in self._lanes.all():
             changed += lane.pass_time(now=now)
@@ -216,6 +252,34 @@ class SqliteLedger:
     def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
         return sum(lane.release(ids, who=who, why=why, now=now) for lane in self._all(now))
 
+    @_translated
+    def replay(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("replay", identifiers, who, why, now)
+
+    @_translated
+    def write_off(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("write_off", identifiers, who, why, now)
+
+    @_translated
+    def resolve(self, identifier: str, arrived: bool, *, who: str, why: str, now: float) -> Ruling:
+        return self._decide("arrived" if arrived else "not_arrived", [identifier], who, why, now)[0]
+
+    @_translated
+    def pause(self, *, who: str, why: str, now: float) -> None:
+        self._decide("pause", [SENDING], who, why, now)
+        spool.set_pause(self.folder, Pause(who, why, now))
+
+    @_translated
+    def resume(self, *, who: str, why: str, now: float) -> bool:
+        if self.paused_by() is None:
+            return False
+        self._decide("resume", [SENDING], who, why, now)
+        spool.set_pause(self.folder, None)
+        return True
+
+    def paused_by(self) -> Pause | None:
+        return spool.pause_of(self.folder)
+
     # ---- reading: the whole folder, lanes of other processes too
 
     def balances(self) -> list[Balance]:
@@ -227,8 +291,28 @@ class SqliteLedger:
     def usage_sums(self) -> list[UsageSum]:
         return self.view().usage_sums()
 
-    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
-        return self.view().events(states=states, limit=limit)
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
+        return self.view().events(states=states, limit=limit, customer=customer, since=since)
+
+    def history(self, identifier: str) -> EventHistory | None:
+        return self.view().history(identifier)
+
+    def set_aside(
+        self,
+        which: Aside,
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        return self.view().set_aside(which, limit=limit, customer=customer, since=since)
 
     @_translated
     def meta(self, name: str) -> str | None:
@@ -254,6 +338,31 @@ class SqliteLedger:
         if lane is None:
             raise LedgerError(f"the ledger in {self.folder} is not open")
         return lane
+
+    def _decide(self, what: What, subjects: Sequence[str], who: str, why: str, now: float) -> list[Ruling]:
+        """In the lanes that we hold; what lies in others is for the desk, which asks their holders."""
+        lanes = self._all(now)
+        if not subjects:
+            return []
+        pausing = what in ("pause", "resume")
+        before = None if not pausing else "paused" if self.paused_by() else "sending"
+        decision = Decision(
+            what, tuple(dict.fromkeys(subjects)), who, why, now, new_decision_id(), before=before
+        )
+        found: list[Ruling] = []
+        for lane in lanes[:1] if pausing else lanes:
+            if mine := lane.rulings.knows(decision):
+                found += lane.carry_out(replace(decision, subjects=tuple(mine)), now=now)
+        return merge(decision, found)
+
+    def _drained(self, write: Callable[[], T]) -> T:
+        """Write what must not be lost: on a full disk once more, with the ballast given up."""
+        try:
+            return write()
+        except sqlite3.Error as exc:
+            if not self._lanes.make_room(exc):
+                raise
+        return write()
 
     def _all(self, now: float | None = None) -> list[Lane]:
         self._own(now)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from ..decisions import Decision, Ruling
 from ..errors import LedgerError
-from ..protocols import Balance, EventRow, LedgerStatus, State, UsageSum
+from ..protocols import Balance, EventHistory, EventRow, LedgerStatus, RecordRow, State, UsageSum
 from . import folder as files
-from . import rows, schema
+from . import histories, rows, rulings, schema, spool
 from .books import Tally, UsageRow
 
 _BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
@@ -28,6 +29,7 @@ _COUNTS = f"""
         (SELECT count(*) FROM progress),
         (SELECT min(used_at) FROM usage WHERE {_BILLABLE}),
         (SELECT min(timestamp) FROM meter_event WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'),
+        (SELECT count(*) FROM meter_event WHERE state = 'DEAD' AND {rulings.WRITTEN_OFF}),
         (SELECT value FROM meta WHERE name = 'paused')
 """
 
@@ -53,6 +55,7 @@ class LedgerView:
     def status(self, *, now: float) -> LedgerStatus:
         glance = _Glance()
         self._each(glance.add)
+        pause = spool.pause_of(self._folder)
         return LedgerStatus(
             usage_records=glance.counts[0],
             unfrozen_records=glance.counts[1] + glance.counts[2],
@@ -64,21 +67,63 @@ class LedgerView:
             conserved=all(balance.conserved for balance in glance.tally.balances()),
             account=files.bound_account(self._folder),
             lanes=glance.lanes,
-            paused=glance.paused,
+            paused=glance.paused if pause is None else f"by {pause.who}: {pause.why}",
+            paused_by=pause,
+            written_off=glance.written_off,
+            decisions_waiting=len(spool.posted(self._folder)),
+            disk_free_bytes=files.free_bytes(self._folder),
         )
 
-    def events(self, *, states: Sequence[State] = (), limit: int = 100) -> list[EventRow]:
-        where = f"WHERE state IN ({','.join('?' * len(states))})" if states else ""
-        query = f"SELECT {rows.EVENT}, frozen_at, seq FROM meter_event {where} ORDER BY seq DESC LIMIT ?"
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
         found: list[tuple[float, int, EventRow]] = []
 
         def read(db: sqlite3.Connection, name: str) -> None:
-            some = db.execute(query, (*states, limit))
-            found.extend((row[-2], row[-1], rows.event_row_of(row, name)) for row in some)
+            found.extend(
+                histories.events(db, name, states=states, limit=limit, customer=customer, since=since)
+            )
 
         self._each(read)
         found.sort(key=lambda item: item[:2], reverse=True)
         return [row for _, _, row in found[:limit]]
+
+    def history(self, identifier: str) -> EventHistory | None:
+        found: list[EventHistory | None] = []
+        self._each(lambda db, name: found.append(histories.history(db, name, identifier)))
+        return next((each for each in found if each is not None), None)
+
+    def set_aside(
+        self,
+        which: histories.Aside,
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        found: list[RecordRow] = []
+
+        def read(db: sqlite3.Connection, name: str) -> None:
+            found.extend(histories.set_aside(db, name, which, limit=limit, customer=customer, since=since))
+
+        self._each(read)
+        found.sort(key=lambda row: row.record.used_at)
+        return found[:limit]
+
+    def answer(self, decision: Decision) -> list[Ruling] | None:
+        """What a decision did, None if nobody has carried it out yet."""
+        found: list[Ruling] = []
+
+        def read(db: sqlite3.Connection, _: str) -> None:
+            found.extend(rulings.answer(db, decision) or ())
+
+        self._each(read)
+        return found or None
 
     def meta(self, name: str) -> str | None:
         found: list[str] = []
@@ -117,14 +162,16 @@ class _Glance:
         self.counts = [0, 0, 0, 0, 0, 0]
         self.events: dict[State, int] = {}
         self.oldest: list[float] = []
+        self.written_off = 0
         self.paused: str | None = None
         self.lanes = 0
         self.tally = Tally()
 
     def add(self, db: sqlite3.Connection, name: str) -> None:
-        *counts, unfrozen, waiting, paused = db.execute(_COUNTS).fetchone()
+        *counts, unfrozen, waiting, written_off, paused = db.execute(_COUNTS).fetchone()
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.oldest += [at for at in (unfrozen, waiting) if at is not None]
+        self.written_off += written_off
         self.paused = self.paused or paused
         for state, count in db.execute("SELECT state, count(*) FROM meter_event GROUP BY state"):
             self.events[state] = self.events.get(state, 0) + count

@@ -80,6 +80,8 @@ POINTS = (
     "before_finish",
     "after_finish",
 )
+OF_DECISIONS = ("decision_posted", "in_decision", "after_decision")
+"""Tried in test_decisions."""
 
 
 def recover(folder: Path) -> SqliteLedger:
@@ -124,7 +126,7 @@ def test_killed_at_any_point_all_that_was_acknowledged_is_billed_once(tmp_path, 
 def test_every_point_of_the_ledger_is_tried_here():
     source = "".join(p.read_text() for p in (ROOT / "llm_metering/ledger").glob("*.py"))
     named = {part.split('"')[1] for part in source.split("failpoint(")[1:]}
-    assert named <= set(POINTS)
+    assert named <= {*POINTS, *OF_DECISIONS}
     assert len(named) >= 7
 
 
