@@ -16,151 +16,18 @@ from llm_metering.delivery import Flush
 from llm_metering.errors import LedgerError
 from llm_metering.flusher import Flusher
 from llm_metering.ledger.memory import MemoryLedger
-from llm_metering.meters import checked_meters, lines_of
-from llm_metering.protocols import Alarm, Claim, Entry, Ledger, Outcome, Sender, Telemetry
+from llm_metering.meters import lines_of
+from llm_metering.protocols import Alarm, Entry, Outcome, Sender
 from llm_metering.senders.memory import MemorySender
-from llm_metering.senders.threads import Ended
 from llm_metering.settings import Settings
 from llm_metering.telemetry import LogTelemetry
 from llm_metering.usage import MeterEvent, Usage, UsageRecord
+from tests.simulation.world import DAY, HOUR, METERS, World
 
 T = TypeVar("T")
 
-START = 1_750_000_020.0
-HOUR = 3600.0
-DAY = 24 * HOUR
-METERS = checked_meters(None)
 DOWN = Outcome("not_sent", message="connection refused")
 FAULT = Outcome("ambiguous", 500, message="HTTP 500")
-
-
-class VirtualSending:
-    """Carries jobs without threads: each ends `latency_s` after it began, on the virtual clock."""
-
-    def __init__(self, world: World, sender: Sender, limit: int) -> None:
-        self.world = world
-        self.sender = sender
-        self.limit = limit
-        self.jobs: list[tuple[float, tuple[Claim, ...]]] = []
-        self.most = 0
-
-    def submit(self, claims: Sequence[Claim]) -> None:
-        self.jobs.append((self.world.now + self.world.latency_s, tuple(claims)))
-        under_way = [claim for _, job in self.jobs for claim in job]
-        self.most = max(self.most, len([job for _, job in self.jobs if job]))
-        pairs = Counter((c.event.customer, c.event.event_name) for c in under_way)
-        assert all(n == 1 for n in pairs.values()), "two calls at a time for one customer and meter"
-
-    def collect(self) -> list[Ended]:
-        over = [job for at, job in self.jobs if at <= self.world.now]
-        self.jobs = [(at, job) for at, job in self.jobs if at > self.world.now]
-        return [self._end(job) for job in over]
-
-    def _end(self, job: tuple[Claim, ...]) -> Ended:
-        if not job:
-            return Ended(job, (self.sender.check(),))
-        for claim in job:
-            row = self.world.row(claim.event.identifier)
-            assert row.state == "SENDING", "sent without a claim on record"
-            assert row.event == claim.event, "other bytes than those on record"
-        return Ended(job, tuple(self.sender.send([claim.event for claim in job])))
-
-    def recall(self) -> list[tuple[Claim, ...]]:
-        recalled = [job for _, job in self.jobs]
-        self.jobs = []
-        return recalled
-
-    def wait(self, timeout_s: float) -> None: ...
-    def wake(self) -> None: ...
-    def release(self) -> None: ...
-
-
-class World:
-    """A ledger, a flusher without threads, a Stripe, and a clock that only moves when told to."""
-
-    def __init__(self, sender: Sender | None = None, *, seed: int = 1, **settings: Any) -> None:
-        self.now = START
-        self.latency_s = 0.1
-        self.alarms: list[Alarm] = []
-        self.telemetry = LogTelemetry(on_alarm=self.alarms.append, monotonic=lambda: self.now)
-        self.dice = random.Random(seed)
-        self.ledger = MemoryLedger(random=self.dice.random)
-        self.ledger.open(now=self.now)
-        self.stripe = MemorySender() if sender is None else sender
-        self.settings = Settings(**{"bucket_s": 60, "flush_every_s": 10, **settings})
-        self.records = 0
-        self.turns = 0
-        self.sending: VirtualSending | None = None
-        self.start_process()
-
-    def start_process(self) -> None:
-        """Begin, or begin again as after a crash: what was under way may arrive, and nobody hears of it."""
-        for _, job in self.sending.jobs if self.sending else ():
-            if self.stripe is not None and self.dice.random() < 0.5:
-                self.stripe.send([claim.event for claim in job])
-        self.ledger.close()
-        self.ledger.open(now=self.now)
-        self.flusher = Flusher(
-            self,
-            self.stripe,
-            self.settings,
-            self.telemetry,
-            now=lambda: self.now,
-            monotonic=lambda: self.now,
-            random=self.dice.random,
-            sending=self._sending,
-        )
-
-    def _sending(self, sender: Sender, limit: int, telemetry: Telemetry) -> VirtualSending:
-        self.sending = VirtualSending(self, sender, limit)
-        return self.sending
-
-    def run(self, fn: Callable[[Ledger], T]) -> T:
-        return fn(self.ledger)
-
-    def use(self, customer: str = "cus_1", tokens: int = 10, model: str = "gpt-5-mini") -> None:
-        self.records += 1
-        record = UsageRecord(
-            id=f"r{self.records}", usage=Usage(input=tokens), used_at=self.now, customer=customer, model=model
-        )
-        self.ledger.commit([Entry(record, lines_of(record, METERS))], [], now=self.now)
-
-    def pass_(self, seconds: float, *, each: Callable[[], object] | None = None) -> None:
-        """Let time pass, with a turn whenever one is due."""
-        end = self.now + seconds
-        while self.now < end:
-            wait_s = self.flusher.step()
-            assert wait_s >= 0
-            self.turns += 1
-            if self.turns % 50 == 0:
-                assert self.is_conserved()
-            if each is not None:
-                each()
-            ends = [at for at, _ in self.sending.jobs]
-            # A turn that would follow at once, for ever, would be a busy loop.
-            self.now = min(end, max(min([self.now + wait_s, *ends]), self.now + 0.001))
-
-    def pass_until(self, what: Callable[[], object], within: float = 120) -> None:
-        end = self.now + within
-        while not what():
-            assert self.now < end, f"not within {within} s: {self.ledger.status(now=self.now)}"
-            self.pass_(0.2)
-
-    def is_conserved(self) -> bool:
-        return all(b.conserved for b in self.ledger.balances())
-
-    def row(self, identifier: str) -> Any:
-        return next(r for r in self.ledger.events(limit=10**6) if r.event.identifier == identifier)
-
-    def states(self) -> dict[str, int]:
-        return dict(Counter(row.state for row in self.ledger.events(limit=10**6)))
-
-    def names(self) -> list[str]:
-        return [a.name for a in self.alarms]
-
-    def settled(self) -> bool:
-        at_rest = set(self.states()) <= {"ACCEPTED", "DEAD", "IN_DOUBT"}
-        return at_rest and not self.ledger.status(now=self.now).unfrozen_records
 
 
 def customers(n: int) -> list[str]:
