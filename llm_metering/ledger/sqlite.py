@@ -10,15 +10,14 @@ from __future__ import annotations
 import os
 import random as dice
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ..decisions import SENDING, Decision, Pause, Ruling, What, new_decision_id
-from ..errors import LedgerError, LedgerFull
+from ..errors import LedgerError
 from ..protocols import (
     Alarm,
     Balance,
@@ -40,7 +39,6 @@ from .attempts import Pair
 from .histories import Aside
 from .lane import Lane
 from .lanes import Lanes
-from .room import BALLAST_BYTES, Room
 from .rulings import merge
 from .view import LedgerView
 
@@ -52,12 +50,8 @@ _BAD_VALUE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError,
 
 
 def new_identifier() -> str:
-    """32 hexadecimal digits, no two the same: the moment in milliseconds, then 80 random bits.
-
-    Rows of identifiers that were made together lie together, and what is sent together is then written in
-    a few pages of the file rather than in one each.
-    """
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    """32 random hexadecimal digits: no two are the same, and they tell nothing."""
+    return os.urandom(16).hex()
 
 
 def _translated(
@@ -72,8 +66,6 @@ def _translated(
         except _BAD_VALUE as exc:
             raise ValueError(f"cannot be stored: {exc}") from exc
         except sqlite3.Error as exc:
-            if self._lanes.is_full(exc):
-                raise LedgerFull(f"the disk of {self.folder} is full") from exc
             raise LedgerError(f"the ledger in {self.folder} failed: {exc}") from exc
 
     return call
@@ -93,9 +85,6 @@ class SqliteLedger:
         lease_s: How long a claim may stay unanswered before it counts as a crash.
         adopt_after_s: How long a lane must stay free before it is adopted; 0 adopts all at `open`.
         connect: Instead of `sqlite3.connect`.
-        max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
-        min_free_bytes: No usage is taken while less than this is free on the disk.
-        ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
     """
 
     def __init__(
@@ -107,21 +96,11 @@ class SqliteLedger:
         lease_s: float = states.LEASE_S,
         adopt_after_s: float = ADOPT_AFTER_S,
         connect: files.Connect = sqlite3.connect,
-        max_bytes: int = 0,
-        min_free_bytes: int = 0,
-        ballast_bytes: int = BALLAST_BYTES,
     ) -> None:
         self.folder = Path(folder)
         self._lease_s = lease_s
         self._lanes = Lanes(
-            self.folder,
-            new_id=new_id,
-            random=random,
-            adopt_after_s=adopt_after_s,
-            connect=connect,
-            room=Room(
-                self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
-            ),
+            self.folder, new_id=new_id, random=random, adopt_after_s=adopt_after_s, connect=connect
         )
         self._now = 0.0
         self._late = 0
@@ -167,13 +146,7 @@ class SqliteLedger:
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
     ) -> int:
-        own = self._own(now)
-        self._lanes.room.check(now=now)
-        try:
-            return own.commit(entries, progress, drops, now=now)
-        except sqlite3.Error as exc:
-            self._lanes.make_room(exc)
-            raise
+        return self._own(now).commit(entries, progress, drops, now=now)
 
     @_translated
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
@@ -184,8 +157,6 @@ class SqliteLedger:
     def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
         lanes = self._all(now)
         self._check_clock(lanes, now)
-        if not self._lanes.room.may_claim():
-            return []
         busy: set[Pair] = set().union(*(lane.attempts.sending() for lane in lanes))
         claims: list[Claim] = []
         self._turn = (self._turn + 1) % len(lanes)
@@ -213,7 +184,7 @@ class SqliteLedger:
         for name in {claim.lane for claim, _ in results}:
             if lane := self._lanes.get(name):
                 places = [i for i, (claim, _) in enumerate(results) if claim.lane == name]
-                changed = self._drained(partial(lane.finish_many, [results[i] for i in places], now=now))
+                changed = lane.finish_many([results[i] for i in places], now=now)
                 for place, transition in zip(places, changed, strict=True):
                     found[place] = transition
         return found
@@ -354,15 +325,6 @@ class SqliteLedger:
             if mine := lane.rulings.knows(decision):
                 found += lane.carry_out(replace(decision, subjects=tuple(mine)), now=now)
         return merge(decision, found)
-
-    def _drained(self, write: Callable[[], T]) -> T:
-        """Write what must not be lost: on a full disk once more, with the ballast given up."""
-        try:
-            return write()
-        except sqlite3.Error as exc:
-            if not self._lanes.make_room(exc):
-                raise
-        return write()
 
     def _all(self, now: float | None = None) -> list[Lane]:
         self._own(now)
