@@ -167,6 +167,25 @@ class EventRow:
     """Of the last outcome, in one line."""
     lane: str = ""
     written_off: bool = False
+    attempted_at: float | None = None
+    """When the latest attempt began."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventSum:
+    """The meter events of one customer and meter within one window of time, added up by state."""
+
+    customer: str
+    event_name: str
+    start: int
+    """Of the window, Unix seconds; what counts is an event's timestamp."""
+    values: Mapping[State, Decimal]
+
+    @property
+    def accepted(self) -> Decimal:
+        """What Stripe has accepted: ACCEPTED and SETTLED."""
+        with localcontext(Context(prec=200)):
+            return self.values.get("ACCEPTED", Decimal(0)) + self.values.get("SETTLED", Decimal(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +239,18 @@ class Books(Protocol):
         since: float | None = None,
     ) -> list[EventRow]:
         """Meter events, the newest first; of usage since a time, if one is given."""
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        """Meter events with a timestamp from `since` to before `until`, added up by customer, meter and
+        window."""
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        """The meter events of a customer and meter with a timestamp from `since` to before `until`, the
+        newest first."""
 
     def history(self, identifier: str) -> EventHistory | None:
         """All that is on record of one meter event, None if it is not here."""

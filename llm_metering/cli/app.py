@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigurationError, MeteringError
-from . import applying, estimating, invoicing, serving, standing, subscribing
+from . import applying, comparing, estimating, invoicing, serving, standing, subscribing
 from .options import Command
 from .screen import complain
 
@@ -40,6 +40,7 @@ app.command("preview", cls=Command)(invoicing.preview)
 app.command("estimate", cls=Command)(estimating.estimate)
 app.command("status", cls=Command)(standing.status)
 app.command("usage", cls=Command)(standing.usage)
+app.command("reconcile", cls=Command)(comparing.reconcile)
 
 if find_spec("llm_metering.cli.demo") is not None:
     from .demo import demo

@@ -82,7 +82,7 @@ class Target:
     @contextmanager
     def client(self) -> Iterator[StripeClient]:
         """A client of it. A sandbox that does not answer is reported with how to start it."""
-        key, base = self._where()
+        key, base = self.place()
         client = connect(key, api_base=base, live=self.live)
         import stripe
 
@@ -91,7 +91,7 @@ class Target:
             yield client
         except BillingError as exc:
             if isinstance(exc.__cause__, stripe.APIConnectionError) and is_loopback(base):
-                raise BillingError(_no_sandbox(base)) from exc
+                raise BillingError(no_sandbox(base)) from exc
             raise
 
     @property
@@ -102,7 +102,8 @@ class Target:
             said.append("--sandbox" if self.sandbox == SANDBOX_URL else f"--sandbox {self.sandbox}")
         return "".join(f" {option}" for option in [*said, *(["--live"] if self.live else [])])
 
-    def _where(self) -> tuple[str | None, str]:
+    def place(self) -> tuple[str | None, str]:
+        """The key and the URL that are meant."""
         if self.sandbox is not None:
             if self.api_base is not None:
                 raise ConfigurationError("--sandbox and --api-base exclude each other; give one URL")
@@ -114,7 +115,8 @@ class Target:
         return settings.stripe_api_key or (SANDBOX_KEY if is_loopback(base) else None), base
 
 
-def _no_sandbox(base: str) -> str:
+def no_sandbox(base: str) -> str:
+    """What to do where no sandbox answers."""
     port = base.rstrip("/").rpartition(":")[2]
     how = f"llm-metering sandbox --port {port}" if port.isdigit() else "llm-metering sandbox"
     return f"no sandbox answers at {base}; start it in another terminal with: {how}"

@@ -26,6 +26,7 @@ from ..protocols import (
     Entry,
     EventHistory,
     EventRow,
+    EventSum,
     LedgerStatus,
     Outcome,
     Progress,
@@ -41,6 +42,7 @@ from .freezing import bucket_of, drafts, meter_event
 from .lines import checked, decimal, key_of
 from .memory_desk import Store, Stored, StoredEvent
 from .states import Standing
+from .windows import Windows
 
 _LANE = "memory"
 
@@ -281,6 +283,28 @@ class MemoryLedger:
                 and (since is None or u.record.used_at >= since)
             ]
             return sorted(found, key=lambda row: row.record.used_at)[:limit]
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        windows = Windows(since, until, window_s, customer)
+        with self._lock:
+            for e in self._store.events.values():
+                windows.event(
+                    e.event.customer, e.event.event_name, e.event.timestamp, e.standing.state, e.event.value
+                )
+        return windows.sums()
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        with self._lock:
+            found = [
+                memory_desk.event_row(e, self._store)
+                for e in reversed(self._store.events.values())
+                if e.pair == (customer, event_name) and since <= e.event.timestamp < until
+            ]
+        return sorted(found, key=lambda row: row.event.timestamp, reverse=True)[:limit]
 
     def meta(self, name: str) -> str | None:
         with self._ready() as store:

@@ -94,6 +94,7 @@ def event_row(each: StoredEvent, store: Store) -> EventRow:
         s.reason,
         LANE,
         written_off=s.state == "DEAD" and each.event.identifier in store.written_off,
+        attempted_at=s.attempt_started_at,
     )
 
 

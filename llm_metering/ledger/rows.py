@@ -222,6 +222,7 @@ def event_row_of(row: Sequence[Any], lane: str) -> EventRow:
         next_attempt_at=standing.next_attempt_at,
         reason=standing.reason,
         lane=lane,
+        attempted_at=standing.attempt_started_at,
     )
 
 

@@ -25,6 +25,7 @@ from ..protocols import (
     Entry,
     EventHistory,
     EventRow,
+    EventSum,
     LedgerStatus,
     Outcome,
     Progress,
@@ -284,6 +285,16 @@ class SqliteLedger:
         since: float | None = None,
     ) -> list[RecordRow]:
         return self.view().set_aside(which, limit=limit, customer=customer, since=since)
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        return self.view().event_sums(since=since, until=until, window_s=window_s, customer=customer)
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        return self.view().events_within(customer, event_name, since=since, until=until, limit=limit)
 
     @_translated
     def meta(self, name: str) -> str | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from ..decisions import Decision, Ruling
 from ..errors import LedgerError
-from ..protocols import Balance, EventHistory, EventRow, LedgerStatus, RecordRow, State, UsageSum
+from ..protocols import Balance, EventHistory, EventRow, EventSum, LedgerStatus, RecordRow, State, UsageSum
 from . import folder as files
 from . import histories, rows, rulings, schema, spool
 from .books import Tally, UsageRow
+from .windows import Windows, events_within
 
 _BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
 _SET_ASIDE = "freeze IS NULL AND (held IS NOT NULL OR customer IS NULL)"
@@ -124,6 +125,24 @@ class LedgerView:
 
         self._each(read)
         return found or None
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        windows = Windows(since, until, window_s, customer)
+        self._each(lambda db, _: windows.lane(db))
+        return windows.sums()
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        found: list[EventRow] = []
+        self._each(
+            lambda db, name: found.extend(
+                events_within(db, name, customer, event_name, since=since, until=until, limit=limit)
+            )
+        )
+        return sorted(found, key=lambda row: row.event.timestamp, reverse=True)[:limit]
 
     def meta(self, name: str) -> str | None:
         found: list[str] = []

@@ -94,7 +94,7 @@ def test_hours_are_read_to_their_last_page(
 ) -> None:
     meter(sandbox)
     sandbox.set_switches(summary_order=order, empty_windows=empty)
-    used = {HOUR + i * 3600: Decimal(i + 1) for i in range(0, 130)}
+    used = {HOUR + i * 3600: Decimal(i + 1) for i in range(130)}
     for at, value in used.items():
         use(sandbox, customer, str(value), at + 5)
     found = summaries.hours("tokens", customer, start=HOUR, end=HOUR + 135 * 3600)
