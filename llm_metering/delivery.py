@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from .decisions import Pause
 from .errors import AccountMismatch, LedgerError
 from .protocols import Claim, Ledger, Outcome, Sender, Telemetry, Transition
 from .senders.pacing import Breaker, Permit, Rate
@@ -77,6 +78,8 @@ class Delivery:
         self.rate = Rate()
         self.in_flight = 0
         """Requests with events that are under way."""
+        self.pause: Pause | None = None
+        """A person's word that nothing is to be sent; no key lifts it."""
         self._writer = writer
         self._sender = sender
         self._sending = sending
@@ -95,6 +98,7 @@ class Delivery:
         self._due_at: float | None = None
         self._reason_in_ledger: str | None = ""
         self._without_meter: set[str] = set()
+        self._knows_pause = False
 
     @property
     def is_settled(self) -> bool:
@@ -205,6 +209,7 @@ class Delivery:
         self._finish(ledger)
         self._bind(ledger)
         trouble = self._keep_time(ledger)
+        trouble = self._heed_pause(ledger) or trouble
         self._keep_reason(ledger)
         self._claim(ledger)
         self._answer_flushes()
@@ -271,6 +276,16 @@ class Delivery:
             flush.frozen = True
         return None
 
+    def _heed_pause(self, ledger: Ledger) -> Exception | None:
+        """A person may have paused sending, in any process; where that cannot be told, nothing is sent."""
+        self._knows_pause = False
+        try:
+            self.pause = ledger.paused_by()
+        except Exception as exc:
+            return exc
+        self._knows_pause = True
+        return None
+
     def _recognise(self, ledger: Ledger) -> None:
         """A key that this ledger has met needs no question to Stripe."""
         if self._sender.key_hint in (ledger.meta("key_hints") or "").split():
@@ -316,7 +331,7 @@ class Delivery:
 
     def _answer_flushes(self) -> None:
         settled = self.is_settled and not (self._checking or self._check_wanted)
-        stuck = self.stopping or self.permit.state == "paused"
+        stuck = self.stopping or self.permit.state == "paused" or self.pause is not None
         due_in = math.inf if self._due_at is None else self._due_at - self._now()
         for flush in list(self.flushes):
             left = flush.deadline - self._monotonic()
@@ -326,10 +341,15 @@ class Delivery:
 
     # What starts, and when.
 
+    @property
+    def _may_send(self) -> bool:
+        """Whether the key and a person allow it."""
+        return self.permit.may_send and self._knows_pause and self.pause is None
+
     def _room(self) -> int:
         """How many requests with events may start now."""
         mono = self._monotonic()
-        if self.stopping or not self.permit.may_send:
+        if self.stopping or not self._may_send:
             return 0
         if self.breaker.state == "open":
             return int(mono >= self.breaker.probe_at)
@@ -371,6 +391,8 @@ class Delivery:
     def _wait_s(self) -> float:
         mono = self._monotonic()
         next_at = self._sendable_at(mono) if self.permit.may_send else self.permit.check_at
+        if self.permit.may_send and not self._may_send:
+            next_at = math.inf  # the next round sees whether the person has changed their mind
         if self._checking and not self.permit.may_send:
             next_at = math.inf
         until = min(self._round_at, next_at, *(flush.deadline for flush in list(self.flushes)))

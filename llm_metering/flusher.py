@@ -89,7 +89,8 @@ class Flusher:
     @property
     def paused(self) -> str | None:
         """Why nothing is sent, None if it is."""
-        return self._delivery.permit.reason
+        pause = self._delivery.pause
+        return self._delivery.permit.reason if pause is None else f"by {pause.who}: {pause.why}"
 
     def start(self) -> None:
         """Start the thread. Harmless when it runs; works again after `stop` and in a forked child."""
