@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 REQUEST = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"' + b"h" * 300 + b'"}]}'
@@ -77,7 +79,12 @@ def stream_chunks() -> list[bytes]:
     ]
 
 
-def build(variant: str, folder: str) -> Any:
+def nothing(_: Any = None) -> None:
+    pass
+
+
+def build(variant: str, folder: str) -> tuple[Any, Callable[[], Any]]:
+    """The app, and what ends a batch: all that was recorded is written before its time is taken."""
     from starlette.applications import Starlette
     from starlette.responses import Response, StreamingResponse
     from starlette.routing import Route
@@ -99,6 +106,7 @@ def build(variant: str, folder: str) -> Any:
 
     answers = {"json 1 kB": one, "json 50 kB": fifty, "other route": one, "stream": stream}
     app = Starlette(routes=[Route(PATHS[k][0], f, methods=["POST"]) for k, f in answers.items()])
+    end: Callable[[], Any] = nothing
     if variant == "empty":
         app.add_middleware(Empty)
     elif variant in ("metered", "commit"):
@@ -106,7 +114,9 @@ def build(variant: str, folder: str) -> Any:
         from llm_metering.settings import Settings
 
         settings = Settings(ledger=folder, durability="commit" if variant == "commit" else "memory")
-        app.add_middleware(MeteringMiddleware, metering=Metering("cus_1", settings=settings))
+        metering = Metering("cus_1", settings=settings)
+        app.add_middleware(MeteringMiddleware, metering=metering)
+        end = partial(metering.run_on_ledger, nothing)
     elif variant == "capture":
         add_capture(app)
     elif variant == "prometheus":
@@ -115,7 +125,7 @@ def build(variant: str, folder: str) -> Any:
         Instrumentator().instrument(app)
     elif variant == "otel":
         add_opentelemetry(app)
-    return app
+    return app, end
 
 
 class Empty:
@@ -169,7 +179,7 @@ def add_opentelemetry(app: Any) -> None:
 # A worker: one variant, driven by lines on its standard input.
 
 
-async def batch(app: Any, path: str, count: int) -> tuple[float, float]:
+async def batch(app: Any, end: Callable[[], Any], path: str, count: int) -> tuple[float, float]:
     async def send(message: Any) -> None:
         pass
 
@@ -185,6 +195,7 @@ async def batch(app: Any, path: str, count: int) -> tuple[float, float]:
             return await asyncio.get_running_loop().create_future()
 
         await app(scope(path), receive, send)
+    end()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -205,7 +216,7 @@ def scope(path: str) -> dict[str, Any]:
 async def worker(variant: str) -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:
-        app = build(variant, folder)
+        app, end = build(variant, folder)
         loop = asyncio.get_running_loop()
         up, down = asyncio.Event(), asyncio.Event()
         messages: asyncio.Queue[Any] = asyncio.Queue()
@@ -217,13 +228,13 @@ async def worker(variant: str) -> None:
         life = loop.create_task(app({"type": "lifespan", "asgi": {}, "state": {}}, messages.get, told))
         await asyncio.wait_for(up.wait(), 20)
         for path, _ in PATHS.values():
-            await batch(app, path, 3)
+            await batch(app, end, path, 3)
         print("ready", file=out, flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             path, count = line.split()
             gc.collect()
             gc.disable()
-            times = await batch(app, path, int(count))
+            times = await batch(app, end, path, int(count))
             gc.enable()
             print(*times, file=out, flush=True)
         await messages.put({"type": "lifespan.shutdown"})

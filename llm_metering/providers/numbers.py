@@ -7,12 +7,13 @@ Each number names a slot (what it is, once, however it is spelled) and what it d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
 
 from ..fields import fields, get, items
-from ..usage import MAX_TOKENS, Usage
+from ..usage import LEAVES, MAX_TOKENS, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Dialect:
     names: Names
     total: str | None = None
     """Its sum, to tell whether the completion holds the reasoning."""
+    plans: Plans = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 class UnbelievableUsage(ValueError):
@@ -68,6 +70,11 @@ class UnbelievableUsage(ValueError):
 
 def usage_of(reported: Any, dialect: Dialect) -> Usage:
     """Take reported numbers apart into disjoint leaves; raise `UnbelievableUsage` where they cannot be."""
+    usage = _as_planned(reported, dialect) if type(reported) is dict else None
+    return _as_found(reported, dialect) if usage is None else usage
+
+
+def _as_found(reported: Any, dialect: Dialect) -> Usage:
     found: Found = {}
     _collect(fields(reported), dialect.names, found)
     leaves: dict[str, int] = {}
@@ -88,6 +95,110 @@ def usage_of(reported: Any, dialect: Dialect) -> Usage:
         if not 0 <= count <= MAX_TOKENS:
             raise UnbelievableUsage(_why(name, count))
     return Usage(**leaves)
+
+
+# Keys of usage objects are the same from answer to answer, so which of them count is worked out once.
+
+
+class Part(NamedTuple):
+    """One number where it stands: in which object, under which name, and what it does to which leaves."""
+
+    place: int
+    name: str
+    leaf: int
+    moves: tuple[tuple[int, int], ...]
+
+
+Keys = tuple[str, ...]
+Plans = dict[Keys, "tuple[Keys, dict[tuple[Keys, ...], tuple[Part, ...] | None]]"]
+"""By an object's own keys: which of its fields are objects whose numbers count, and by their keys: how all of
+it is read, None where only `_as_found` can tell."""
+
+_MOST_PLANS = 256
+_MOST_CHARS = 2000
+_INDEX = {leaf: index for index, leaf in enumerate(LEAVES)}
+_INPUT, _OUTPUT, _REASONING = (_INDEX[leaf] for leaf in ("input", "output", "reasoning"))
+
+
+def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
+    """As `_as_found`, in a third of the time, for what providers nearly always send.
+
+    None for all else: a value that is no plain count, a count under two names, a list of modalities.
+    """
+    objects, parts = _plan_of(reported, dialect)
+    if parts is None:
+        return None
+    leaves: list[int | None] = [None] * len(LEAVES)
+    moved = []
+    for place, name, leaf, moves in parts:
+        count = objects[place][name]
+        if type(count) is not int or not 0 <= count <= MAX_TOKENS:
+            return None
+        leaves[leaf] = count + (leaves[leaf] or 0)
+        if moves and count:
+            moved.append((count, moves))
+    apart = dialect.total is not None and leaves[_REASONING] and _is_apart(leaves, reported, dialect.total)
+    for count, moves in moved:
+        for leaf, sign in moves:
+            if (whole := leaves[leaf]) is not None:
+                leaves[leaf] = whole + sign * count
+    if apart and (whole := leaves[_OUTPUT]) is not None:
+        leaves[_OUTPUT] = whole + (leaves[_REASONING] or 0)
+    for sum_ in leaves:
+        if sum_ is not None and not 0 <= sum_ <= MAX_TOKENS:
+            return None
+    return Usage(*leaves)
+
+
+def _is_apart(leaves: list[int | None], reported: dict[str, Any], total: str) -> bool:
+    """Whether the total shows that the completion never held the reasoning, as in `_reasoning_apart`."""
+    held: int = sum(leaves[leaf] or 0 for leaf in (_INPUT, _OUTPUT, _REASONING))
+    return reported.get(total) == held
+
+
+def _plan_of(reported: dict[str, Any], dialect: Dialect) -> tuple[list[Any], tuple[Part, ...] | None]:
+    """The objects that hold numbers, the usage object first, and how they are read."""
+    keys = tuple(reported)
+    known = dialect.plans.get(keys)
+    if known is None:
+        known = tuple(k for k in keys if isinstance(dialect.names.get(k), Mapping)), {}
+        _keep(dialect.plans, keys, keys, known)
+    nested, by_keys = known
+    objects: list[Any] = [reported]
+    for name in nested:
+        value = reported[name]
+        if type(value) is not dict and value is not None:
+            return objects, None
+        objects.append(value or {})
+    inner = tuple(map(tuple, objects))
+    if inner in by_keys:
+        return objects, by_keys[inner]
+    parts = _parts(inner, nested, dialect.names)
+    _keep(by_keys, inner, chain.from_iterable(inner), parts)
+    return objects, parts
+
+
+def _keep(plans: dict[Any, Any], key: Any, names: Iterable[Any], plan: Any) -> None:
+    """Remember a plan, but not for names that no provider would think of."""
+    if sum(len(name) if type(name) is str else _MOST_CHARS for name in names) < _MOST_CHARS:
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        plans[key] = plan
+
+
+def _parts(keys: tuple[Keys, ...], nested: Keys, names: Names) -> tuple[Part, ...] | None:
+    parts: dict[str, Part] = {}
+    for place, present in enumerate(keys):
+        rules = names if place == 0 else names[nested[place - 1]]
+        for name in present:
+            rule = rules.get(name) if isinstance(rules, Mapping) else None
+            if rule is None or (place == 0 and name in nested):
+                continue
+            if type(rule) is not Number or rule.weak or rule.slot in parts:
+                return None
+            moves = tuple((_INDEX[leaf], sign) for leaf, sign in rule.moves)
+            parts[rule.slot] = Part(place, name, _INDEX[rule.adds], moves)
+    return tuple(parts.values())
 
 
 def _collect(present: Mapping[str, Any], names: Names, found: Found) -> None:
