@@ -5,7 +5,8 @@ MeteringError
 │   ├── MissingExtra            an optional dependency is not installed
 │   └── AccountMismatch         the ledger belongs to another Stripe account or mode than the key
 ├── LedgerError                 the ledger cannot be opened, read or written
-│   └── LedgerInUse             another process holds this lane
+│   ├── LedgerInUse             another process holds this lane
+│   └── LedgerFull              there is no room for more usage; what is there is safe
 ├── UnreadableResponse          no usage could be read, and the caller asked to be told
 ├── StripeUnavailable           Stripe did not give what was asked for; nothing was changed
 └── BillingError                a step of the billing set-up failed; says which and what to do
@@ -49,6 +50,10 @@ class LedgerError(MeteringError):
 
 class LedgerInUse(LedgerError):
     """Another process holds this lane of the ledger."""
+
+
+class LedgerFull(LedgerError):
+    """There is no room for more usage: the disk is full, or the ledger is at its cap. Nothing is dropped."""
 
 
 class UnreadableResponse(MeteringError):

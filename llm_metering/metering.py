@@ -75,7 +75,7 @@ class Metering:
         self.now = now
         self.sender = sender if sender is not None else _sender(settings)
         self._writer = Writer(
-            _ledger(settings.ledger if ledger is None else ledger),
+            _ledger(settings.ledger if ledger is None else ledger, settings),
             lines_of=partial(lines_of, meters=self.meters),
             telemetry=self.telemetry,
             now=now,
@@ -105,6 +105,10 @@ class Metering:
     @property
     def is_started(self) -> bool:
         return self._started
+
+    def has_room(self) -> bool:
+        """Whether more usage can be taken: the disk is well and not full, and not too much waits for it."""
+        return self._writer.has_room()
 
     def start(self) -> None:
         """Open the ledger, adopt what a dead process left, start delivery. Harmless when started.
@@ -447,7 +451,7 @@ def _checked(customer: Any) -> str | None:
         raise ConfigurationError(f"customer={customer!r} cannot be billed: {exc}") from exc
 
 
-def _ledger(where: str | Path | Ledger) -> Ledger:
+def _ledger(where: str | Path | Ledger, settings: Settings) -> Ledger:
     if not isinstance(where, (str, Path)):
         return where
     text = str(where)
@@ -461,7 +465,11 @@ def _ledger(where: str | Path | Ledger) -> Ledger:
         )
     from .ledger.sqlite import SqliteLedger
 
-    return SqliteLedger(Path(text.removeprefix("file://")))
+    return SqliteLedger(
+        Path(text.removeprefix("file://")),
+        max_bytes=settings.max_ledger_bytes,
+        min_free_bytes=settings.min_free_bytes,
+    )
 
 
 def _sender(settings: Settings) -> Sender | None:

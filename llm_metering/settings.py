@@ -68,6 +68,14 @@ class Settings:
     """LLM_METERING_PROGRESS_EVERY_TOKENS: a stream is noted after about this many tokens, too."""
     max_body_bytes: int = 16 * 1024 * 1024
     """LLM_METERING_MAX_BODY_BYTES: a larger answer of the app is passed on and counted as unread."""
+    max_ledger_bytes: int = 0
+    """LLM_METERING_MAX_LEDGER_BYTES: the most that the ledger's folder may take up; 0 for no cap."""
+    min_free_bytes: int = 16 * 1024 * 1024
+    """LLM_METERING_MIN_FREE_BYTES: no usage is taken while less than this is free on the ledger's disk."""
+    at_capacity: Literal["reject", "block", "allow_unmetered"] = "reject"
+    """LLM_METERING_AT_CAPACITY: what becomes of metered requests while usage cannot be written: "reject"
+    answers 503 before the model is called, "block" waits up to `commit_timeout_s` first,
+    "allow_unmetered" serves them, counts them and raises an alarm."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -129,7 +137,7 @@ _ABOVE_ZERO = (
 def _problems(s: Settings) -> list[str]:
     found = []
     hints = get_type_hints(Settings)
-    for name in ("durability", "deliver", "on_missing_customer", "tokens_from"):
+    for name in ("durability", "deliver", "on_missing_customer", "tokens_from", "at_capacity"):
         allowed = get_args(hints[name])
         if getattr(s, name) not in allowed:
             found.append(f"{name}={getattr(s, name)!r} must be one of {', '.join(allowed)}")
@@ -138,8 +146,8 @@ def _problems(s: Settings) -> list[str]:
         found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
     if not 1 <= s.max_in_flight <= 64:
         found.append(f"max_in_flight={s.max_in_flight} must be from 1 to 64")
-    if not s.drain_s >= 0:
-        found.append(f"drain_s={s.drain_s!r} must be 0 or more")
+    none_below_zero = ("drain_s", "max_ledger_bytes", "min_free_bytes")
+    found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")
     if not s.stripe_api_base.startswith(("https://", "http://")):

@@ -28,6 +28,9 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
         "LLM_METERING_PROGRESS_EVERY_S": "4",
         "LLM_METERING_PROGRESS_EVERY_TOKENS": "100",
         "LLM_METERING_MAX_BODY_BYTES": "1000",
+        "LLM_METERING_MAX_LEDGER_BYTES": "1000000",
+        "LLM_METERING_MIN_FREE_BYTES": "0",
+        "LLM_METERING_AT_CAPACITY": "block",
     }
     settings = Settings.from_env(environ)
     assert {variable(f.name) for f in fields(Settings)} == set(environ)
@@ -62,6 +65,9 @@ def test_the_key_does_not_show_in_the_repr() -> None:
         ({"LLM_METERING_MAX_IN_FLIGHT": "1000"}, "must be from 1 to 64"),
         ({"LLM_METERING_AUDIT": "1.5"}, "must be from 0 to 1"),
         ({"LLM_METERING_DRAIN_S": "-1"}, "must be 0 or more"),
+        ({"LLM_METERING_MAX_LEDGER_BYTES": "-1"}, "max_ledger_bytes=-1 must be 0 or more"),
+        ({"LLM_METERING_MIN_FREE_BYTES": "-1"}, "min_free_bytes=-1 must be 0 or more"),
+        ({"LLM_METERING_AT_CAPACITY": "drop"}, "must be one of reject, block, allow_unmetered"),
         ({"LLM_METERING_BILL": "guessed=hold"}, "bill holds guessed"),
         ({"LLM_METERING_BILL": "estimated=later"}, "bill holds later"),
         ({"LLM_METERING_BILL": "estimated"}, "cannot be read: write it like"),

@@ -34,6 +34,9 @@ class Home(Protocol):
     @property
     def is_started(self) -> bool: ...
 
+    def has_room(self) -> bool:
+        """Whether more usage can be written. Asked for every request."""
+
     def start(self) -> None:
         """May block for seconds. Harmless when started."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigurationError
 from . import context
 from .answers import LOOK_AFTER_BYTES, AppAnswer
+from .capacity import Capacity, turn_away
 from .context import Scope, is_on_disk
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
@@ -31,7 +32,8 @@ class MeteringMiddleware:
 
     Answers pass unchanged, in order and undelayed; with `durability="commit"` only the last message of a
     response that used something waits until its usage is on disk. Several of these in one app, for one
-    `Metering`, count once.
+    `Metering`, count once. While usage cannot be written, `settings.at_capacity` says what becomes of
+    requests to `paths` and to paths that have used something before.
 
     Args:
         metering: The `Metering` of this app.
@@ -68,6 +70,8 @@ class MeteringMiddleware:
         self._is_public = path_matcher(public_paths, name="public_paths")
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability == "commit"
+        self._capacity = Capacity(metering)
+        self._has_room = metering.has_room
         self._marked = coroutine_marker()
         self._key = f"llm_metering.{id(self._recorder):x}"
 
@@ -85,6 +89,9 @@ class MeteringMiddleware:
             return
         if not self._home.is_started:
             self._start_soon()
+        if not self._has_room() and self._stops(scope) and not await self._capacity.admits():
+            await turn_away(scope, receive, send)
+            return
         if "state" not in scope:
             # Made here, so that inner layers share it even where one of them copies the scope.
             scope["state"] = {}
@@ -104,6 +111,7 @@ class MeteringMiddleware:
             if answer is not None:
                 answer.finish(complete=False)
             if request.recorded or request.opened:
+                self._capacity.learn(scope["path"])
                 await self._end(request, token, scope)
             else:
                 self._leave(request, token, scope)
@@ -193,6 +201,8 @@ class MeteringMiddleware:
 
     async def _before_last(self, request: Scope) -> None:
         """Wait until what the request used is on disk, at most `commit_timeout_s`."""
+        if self._capacity.lets_through:
+            return
         ends_at = monotonic() + self._home.settings.commit_timeout_s
         left_s = self._home.settings.commit_timeout_s
         try:
@@ -238,6 +248,14 @@ class MeteringMiddleware:
             await self._recorder.resolve(request)
 
     # Who is let in.
+
+    def _stops(self, scope: ASGIScope) -> bool:
+        """Whether this request is likely to use what could not be recorded."""
+        path: str = scope["path"]
+        if self._is_public(path) or _is_preflight(scope):
+            return False
+        is_post = self._reads and scope["type"] == "http" and scope["method"] == "POST"
+        return (is_post and self._is_metered(path)) or self._capacity.knows(path)
 
     async def _is_admitted(self, request: Scope, scope: ASGIScope) -> bool:
         if self._is_public(scope["path"]) or _is_preflight(scope):

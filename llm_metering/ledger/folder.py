@@ -110,15 +110,19 @@ def mark(fd: int) -> int:
 def create_lane(folder: Path, name: str, connect: Connect) -> None:
     """Make an empty lane under its name in one step, so that a file without tables is a damaged one."""
     made = folder / f"new-{name}{_SUFFIX}"
-    db = connect(str(made), isolation_level=None)
     try:
-        made.chmod(0o600)
-        db.execute("PRAGMA synchronous = FULL")
-        schema.create(db)
-    finally:
-        db.close()
-    made.rename(lane_path(folder, name))
-    sync(folder)
+        db = connect(str(made), isolation_level=None)
+        try:
+            made.chmod(0o600)
+            db.execute("PRAGMA synchronous = FULL")
+            schema.create(db)
+        finally:
+            db.close()
+        made.rename(lane_path(folder, name))
+        sync(folder)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
 
 
 def open_lane(path: Path, connect: Connect) -> sqlite3.Connection:

@@ -16,6 +16,7 @@ from ..protocols import Alarm, Transition
 from . import folder as files
 from . import schema, spool
 from .lane import Lane
+from .room import Room
 
 _HOLDER = "holder"
 _CHECK_UP_TO = 512 * 1024 * 1024
@@ -44,8 +45,10 @@ class Lanes:
         random: Callable[[], float],
         adopt_after_s: float,
         connect: files.Connect,
+        room: Room,
     ) -> None:
         self.folder = folder
+        self.room = room
         self.own = ""
         """The name of the lane that new usage goes to, "" while closed."""
         self.forked = False
@@ -78,11 +81,13 @@ class Lanes:
                 break
         else:
             self.own = self._make(now)
+        self.room.settle_in(self.own)
         if self._adopt_after_s <= 0:
             self.adopt(now=now)
 
     def close(self) -> None:
         held, self._held, self.own = self._held, {}, ""
+        self.room.leave()
         for each in held.values():
             _let_go(each)
 
@@ -138,6 +143,24 @@ class Lanes:
             self.open(now=now)
             self._held.update(adopted)
 
+    def is_full(self, exc: sqlite3.Error) -> bool:
+        """Whether an error means that there is no room."""
+        return self.room.is_full(exc)
+
+    def make_room(self, exc: sqlite3.Error) -> bool:
+        """A write failed: where the disk is full give up ballast; whether there was any."""
+        freed = self.room.strike(exc, self._held)
+        for name, held in self._held.items():
+            self.room.shorten(held.lane.db, files.lane_path(self.folder, name))
+        return freed
+
+    def keep_short(self) -> None:
+        """Where room is scarce, keep logs short."""
+        if not self.room.is_scarce:
+            return
+        for name, held in self._held.items():
+            self.room.shorten(held.lane.db, files.lane_path(self.folder, name))
+
     def alarm(self, name: str, message: str, **data: object) -> None:
         self.alarms.append(Alarm(name, message, data))
 
@@ -183,6 +206,8 @@ class Lanes:
         except sqlite3.DatabaseError as exc:
             if not _is_damage(exc):
                 _drop(db, fd)
+                if self.room.strike(exc, [name]):
+                    return self._take(name, now)  # the ballast that was kept with it
                 raise
             _close(db)
             db = None

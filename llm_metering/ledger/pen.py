@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..errors import LedgerError
+from ..errors import LedgerError, LedgerFull
 from ..protocols import Entry, Ledger, Progress, Telemetry
 from ..usage import Line, UsageRecord
 from .tickets import Ticket, settle
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
+GRACE_S = 2.0
+"""A disk that fails for longer than this counts as full: no more usage should be made."""
 REOPEN_AFTER = 3
 """After this many failures in a row the ledger is opened anew, which sets a damaged lane apart."""
 _MAX_CLOSED = 4096
@@ -53,12 +55,21 @@ class Pen:
         self._open_streams: set[str] = set()
         self._closed_streams: dict[str, None] = {}
         self._failures = 0
+        self._failing_since = 0.0
+        self._no_room = False
         self._retry_at = 0.0
 
     @property
     def kept(self) -> int:
         """How many records wait for the disk."""
         return len(self._kept)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more usage can be taken. A disk that hesitates for a moment is not full."""
+        if self.refusing or self._no_room:
+            return False
+        return self.problem is None or time.monotonic() - self._failing_since < GRACE_S
 
     @property
     def needed(self) -> bool:
@@ -148,8 +159,8 @@ class Pen:
         while self._waits():
             if not self._write_group():
                 return False
-        if self.problem is not None:
-            self.problem, self._failures, self.refusing = None, 0, False
+        if self.problem is not None or self.refusing:
+            self.problem, self._failures, self.refusing, self._no_room = None, 0, False, False
             self._telemetry.alarm("ledger.writing_again", "the ledger can be written again")
         return True
 
@@ -221,7 +232,11 @@ class Pen:
         self._retry_at = time.monotonic() + wait
         self._telemetry.count("ledger.write_failed")
         if self.problem is None:
+            self._failing_since = time.monotonic()
             self._telemetry.alarm("ledger.cannot_write", f"usage is kept in memory until it can: {exc}")
+        if isinstance(exc, LedgerFull) and not self._no_room:
+            self._no_room = True
+            self._telemetry.alarm("ledger.full", f"there is no room for more usage: {exc}")
         self.problem = str(exc)
         if self.is_open and self._failures % REOPEN_AFTER == 0:
             self.close()

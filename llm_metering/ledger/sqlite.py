@@ -12,12 +12,12 @@ import random as dice
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ..decisions import SENDING, Decision, Pause, Ruling, What, new_decision_id
-from ..errors import LedgerError
+from ..errors import LedgerError, LedgerFull
 from ..protocols import (
     Alarm,
     Balance,
@@ -40,6 +40,7 @@ from .attempts import Pair
 from .histories import Aside
 from .lane import Lane
 from .lanes import Lanes
+from .room import BALLAST_BYTES, Room
 from .rulings import merge
 from .view import LedgerView
 
@@ -67,6 +68,8 @@ def _translated(
         except _BAD_VALUE as exc:
             raise ValueError(f"cannot be stored: {exc}") from exc
         except sqlite3.Error as exc:
+            if self._lanes.is_full(exc):
+                raise LedgerFull(f"the disk of {self.folder} is full") from exc
             raise LedgerError(f"the ledger in {self.folder} failed: {exc}") from exc
 
     return call
@@ -86,6 +89,9 @@ class SqliteLedger:
         lease_s: How long a claim may stay unanswered before it counts as a crash.
         adopt_after_s: How long a lane must stay free before it is adopted; 0 adopts all at `open`.
         connect: Instead of `sqlite3.connect`.
+        max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
+        min_free_bytes: No usage is taken while less than this is free on the disk.
+        ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
     """
 
     def __init__(
@@ -97,11 +103,21 @@ class SqliteLedger:
         lease_s: float = states.LEASE_S,
         adopt_after_s: float = ADOPT_AFTER_S,
         connect: files.Connect = sqlite3.connect,
+        max_bytes: int = 0,
+        min_free_bytes: int = 0,
+        ballast_bytes: int = BALLAST_BYTES,
     ) -> None:
         self.folder = Path(folder)
         self._lease_s = lease_s
         self._lanes = Lanes(
-            self.folder, new_id=new_id, random=random, adopt_after_s=adopt_after_s, connect=connect
+            self.folder,
+            new_id=new_id,
+            random=random,
+            adopt_after_s=adopt_after_s,
+            connect=connect,
+            room=Room(
+                self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
+            ),
         )
         self._now = 0.0
         self._late = 0
@@ -147,7 +163,15 @@ class SqliteLedger:
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
     ) -> int:
-        return self._own(now).commit(entries, progress, drops, now=now)
+        own = self._own(now)
+        self._lanes.room.check(now=now)
+        try:
+            new = own.commit(entries, progress, drops, now=now)
+        except sqlite3.Error as exc:
+            self._lanes.make_room(exc)
+            raise
+        self._lanes.keep_short()
+        return new
 
     @_translated
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
@@ -158,6 +182,8 @@ class SqliteLedger:
     def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
         lanes = self._all(now)
         self._check_clock(lanes, now)
+        if not self._lanes.room.may_claim():
+            return []
         busy: set[Pair] = set().union(*(lane.attempts.sending() for lane in lanes))
         claims: list[Claim] = []
         self._turn = (self._turn + 1) % len(lanes)
@@ -185,9 +211,10 @@ class SqliteLedger:
         for name in {claim.lane for claim, _ in results}:
             if lane := self._lanes.get(name):
                 places = [i for i, (claim, _) in enumerate(results) if claim.lane == name]
-                changed = lane.finish_many([results[i] for i in places], now=now)
+                changed = self._drained(partial(lane.finish_many, [results[i] for i in places], now=now))
                 for place, transition in zip(places, changed, strict=True):
                     found[place] = transition
+        self._lanes.keep_short()
         return found
 
     @_translated
@@ -336,6 +363,15 @@ class SqliteLedger:
             if mine := lane.rulings.knows(decision):
                 found += lane.carry_out(replace(decision, subjects=tuple(mine)), now=now)
         return merge(decision, found)
+
+    def _drained(self, write: Callable[[], T]) -> T:
+        """Write what must not be lost: on a full disk once more, with the ballast given up."""
+        try:
+            return write()
+        except sqlite3.Error as exc:
+            if not self._lanes.make_room(exc):
+                raise
+        return write()
 
     def _all(self, now: float | None = None) -> list[Lane]:
         self._own(now)

@@ -112,6 +112,9 @@ class SmallHome:
         self.life: list[str] = []
         self.start_error: Exception | None = None
 
+    def has_room(self) -> bool:
+        return True
+
     def start(self) -> None:
         if self.is_started:
             return
