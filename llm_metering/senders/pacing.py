@@ -167,7 +167,8 @@ class Rate:
 
     def per_s(self, now: float) -> float:
         """The bound now, infinite if there is none."""
-        grown = self._per_s * self.GROWTH ** max(0.0, now - self._cut_at - 1)
+        # After some minutes any rate is past the ceiling; after hours the power would be past all numbers.
+        grown = self._per_s * self.GROWTH ** min(max(0.0, now - self._cut_at - 1), 600.0)
         return grown if grown < self.CEILING else math.inf
 
     def room(self, now: float) -> int | None:

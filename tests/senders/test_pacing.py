@@ -180,6 +180,14 @@ def test_the_rate_recovers_and_the_bound_goes() -> None:
     assert rate.room(62) is None
 
 
+@pytest.mark.parametrize("later_s", [600.0, 2 * 3600.0, 3 * 3600.0, 30 * 86400.0, 1e12])
+def test_however_long_ago_a_refusal_was_there_is_an_answer(later_s: float) -> None:
+    rate = cut(2)
+    assert rate.per_s(later_s) == math.inf
+    assert rate.room(later_s) is None
+    assert rate.wait_s(later_s) == 0
+
+
 def test_a_rate_never_falls_below_one_a_second() -> None:
     rate = cut(10)
     for t in range(3, 100, 2):
