@@ -206,7 +206,10 @@ class Delivery:
         return bool(waiting) or self._is_reason_new()
 
     def _visit(self, ledger: Ledger) -> None:
-        self._finish(ledger)
+        # What ended is told before time passes, so that a lease that ran out meanwhile makes no doubt of it,
+        # and before anything else that may fail. Otherwise it is told together with the next claim.
+        if self._verdict is not None or self._is_reason_new() or self._is_time_to_freeze():
+            self._finish(ledger)
         self._bind(ledger)
         trouble = self._keep_time(ledger)
         trouble = self._heed_pause(ledger) or trouble
@@ -219,15 +222,17 @@ class Delivery:
     def _finish(self, ledger: Ledger) -> None:
         if not self._ended:
             return
-        results = list(self._ended)
         try:
-            transitions = ledger.finish_many(results, now=self._now())
+            transitions = ledger.finish_many(list(self._ended), now=self._now())
         except LedgerError:
             raise  # a full disk, say; these are told again
         except Exception as exc:
             # Told again it would fail again. The leases will run out, and the events count as ambiguous.
             self._telemetry.failure("delivery.finish", exc)
-            transitions = [None] * len(results)
+            transitions = [None] * len(self._ended)
+        self._finished(transitions)
+
+    def _finished(self, transitions: Sequence[Transition | None]) -> None:
         self._ended.clear()
         self._news += [t for t in transitions if t is not None]
         if fenced := transitions.count(None):
@@ -258,9 +263,9 @@ class Delivery:
 
     def _keep_time(self, ledger: Ledger) -> Exception | None:
         """Freeze, and let the ledger's time pass. What fails here must not keep frozen events back."""
-        waiting = [flush for flush in self.flushes if not flush.frozen]
-        if self.stopping or not (waiting or self._is_round_due()):
+        if not self._is_time_to_freeze():
             return None
+        waiting = [flush for flush in self.flushes if not flush.frozen]
         self.hurry = False
         self._round_at = self._monotonic() + self._settings.flush_every_s
         self._not_before = -math.inf
@@ -303,10 +308,12 @@ class Delivery:
         room, probing = self._room(), self.breaker.state == "open"
         limit = room * self._sender.max_batch
         if limit > 0:
-            claims = ledger.claim(now=self._now(), limit=limit, ambiguous_only=probing)
+            claims = self._next(ledger, limit, probing)
             self._claimed += claims
             if probing:
                 self._probe(ledger, claims)
+        else:
+            self._finish(ledger)
         self._due_at = ledger.due_at()
         is_due = self._due_at is not None and self._due_at <= self._now()
         if limit > 0 and not probing and is_due and len(claims) < limit:
@@ -314,6 +321,21 @@ class Delivery:
             # else's.
             ours = self.in_flight or self._claimed
             self._not_before = math.inf if ours else self._monotonic() + _BLOCKED_S
+
+    def _next(self, ledger: Ledger, limit: int, probing: bool) -> list[Claim]:
+        """Claim, and finish with the same stroke what ended: a transaction costs more than what is in it."""
+        if self._ended:
+            try:
+                transitions, claims = ledger.finish_and_claim(
+                    list(self._ended), now=self._now(), limit=limit, ambiguous_only=probing
+                )
+            except Exception:
+                # One of them may be what fails: what ended is told first, and by itself.
+                self._finish(ledger)
+            else:
+                self._finished(transitions)
+                return claims
+        return ledger.claim(now=self._now(), limit=limit, ambiguous_only=probing)
 
     def _probe(self, ledger: Ledger, claims: list[Claim]) -> None:
         """Probe with an ambiguous event, which counts once however often it is sent; without one, by a GET.
@@ -384,6 +406,10 @@ class Delivery:
                 what = f"meter event {t.identifier}: {t.before} → {t.after}"
                 message = f"{what}, {t.reason}" if t.reason else what
                 self._telemetry.alarm(t.alarm, message, identifier=t.identifier, state=t.after)
+
+    def _is_time_to_freeze(self) -> bool:
+        waiting = any(not flush.frozen for flush in list(self.flushes))
+        return not self.stopping and (waiting or self._is_round_due())
 
     def _is_round_due(self) -> bool:
         return self.hurry or self._monotonic() >= self._round_at

@@ -306,6 +306,17 @@ class Ledger(Books, Protocol):
         """`finish` for several attempts in one transaction, for the price of one."""
 
     def maintain(self, *, now: float) -> list[Transition]:
+    def finish_and_claim(
+        self,
+        results: Sequence[tuple[Claim, Outcome]],
+        *,
+        now: float,
+        limit: int,
+        ambiguous_only: bool = False,
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        """`finish_many`, then `claim`, in one transaction where the store can. If it raises, nothing of it
+        has happened."""
+
         """Let time pass: adopt lanes of dead processes, expire leases, move states by age."""
 
     def due_at(self) -> float | None:

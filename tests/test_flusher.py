@@ -443,9 +443,13 @@ class Failing:
         return fn(self)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.errors:
-            raise self.errors[name]
+        for part in _PARTS.get(name, (name,)):
+            if part in self.errors:
+                raise self.errors[part]
         return getattr(self.world.ledger, name)
+
+
+_PARTS = {"finish_and_claim": ("finish_and_claim", "finish_many", "claim")}
 
 
 @pytest.fixture
@@ -468,6 +472,28 @@ def test_what_ended_is_told_again_until_the_ledger_can_write_it(failing: Failing
     world.pass_until(world.settled, within=600)
     assert world.states() == {"ACCEPTED": 20}
     assert len(world.stripe.attempts) == 20
+
+
+@pytest.mark.parametrize("error", [LedgerError("x"), ValueError("cannot be stored")], ids=["ledger", "value"])
+def test_what_ended_is_told_though_no_more_can_be_claimed(failing: Failing, error: Exception) -> None:
+    world = failing.world
+    for customer in customers(20):
+        world.use(customer)
+    world.pass_until(lambda: world.states().get("SENDING") == 8)
+    failing.errors["claim"] = error
+    world.pass_(60)
+    assert world.states() == {"ACCEPTED": 8, "PENDING": 12}
+
+
+def test_what_ended_counts_before_its_lease_can_run_out(failing: Failing) -> None:
+    """An answer that comes with the next round, long after the lease: it is an answer, not a doubt."""
+    world = failing.world
+    world.use()
+    world.pass_until(lambda: world.states() == {"SENDING": 1})
+    world.now += 3600
+    world.pass_until(world.settled)
+    (row,) = world.ledger.events()
+    assert (row.state, row.attempts) == ("ACCEPTED", 1)
 
 
 def test_a_freeze_that_fails_does_not_hold_back_what_is_frozen(failing: Failing) -> None:
@@ -497,7 +523,8 @@ def test_someone_who_waits_for_a_freeze_that_fails_holds_back_nothing(failing: F
 
 
 @pytest.mark.parametrize(
-    "method", ["claim", "freeze", "maintain", "due_at", "finish_many", "meta", "set_meta", "bind"]
+    "method",
+    ["claim", "freeze", "maintain", "due_at", "finish_many", "finish_and_claim", "meta", "set_meta", "bind"],
 )
 @pytest.mark.parametrize("error", [LedgerError("x"), RuntimeError("a bug")], ids=["ledger", "bug"])
 def test_no_failure_of_the_ledger_ends_delivery(failing: Failing, method: str, error: Exception) -> None:

@@ -180,22 +180,43 @@ class Lane:
         self, *, now: float, limit: int, ambiguous_only: bool, busy: set[Pair], lease_s: float
     ) -> list[Claim]:
         """Take due events and add their pairs to `busy`."""
-        heads = list(self.attempts.heads(now, limit, ambiguous_only, busy))
+        heads = self.attempts.heads(now, limit, ambiguous_only, busy)
         if not heads:
             return []
         with self._transaction():
-            claims = [self.attempts.start(row, self.name, now, lease_s) for row in heads]
+            claims = self.attempts.start(heads, self.name, now, lease_s)
         failpoint("after_claim")
         return claims
 
     def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
         failpoint("before_finish")
         with self._transaction():
-            transitions = [self.attempts.finish(claim, outcome, now) for claim, outcome in results]
+            transitions = self.attempts.finish(results, now)
         failpoint("after_finish")
         return transitions
 
     def pass_time(self, *, now: float) -> list[Transition]:
+    def finish_and_claim(
+        self,
+        results: Sequence[tuple[Claim, Outcome]],
+        *,
+        now: float,
+        limit: int,
+        ambiguous_only: bool,
+        lease_s: float,
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        """Attempts end and others begin, for the price of one transaction."""
+        failpoint("before_finish")
+        attempts = self.attempts
+        with self._transaction():
+            transitions = attempts.finish(results, now)
+            heads = attempts.heads(now, limit, ambiguous_only, attempts.sending())
+            claims = attempts.start(heads, self.name, now, lease_s)
+        failpoint("after_finish")
+        if claims:
+            failpoint("after_claim")
+        return transitions, claims
+
         """Expire leases and move states by age."""
         with self._transaction():
             return self.attempts.pass_time(now)

@@ -162,6 +162,18 @@ class MemoryLedger:
             return [self.finish(claim, outcome, now=now) for claim, outcome in results]
 
     def maintain(self, *, now: float) -> list[Transition]:
+    def finish_and_claim(
+        self,
+        results: Sequence[tuple[Claim, Outcome]],
+        *,
+        now: float,
+        limit: int,
+        ambiguous_only: bool = False,
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        with self._ready():
+            transitions = self.finish_many(results, now=now)
+            return transitions, self.claim(now=now, limit=limit, ambiguous_only=ambiguous_only)
+
         with self._ready() as store:
             self._tell_time(now)
             changed, self._recovered = self._recovered, []

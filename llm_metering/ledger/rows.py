@@ -201,8 +201,8 @@ def event_of(row: Sequence[Any]) -> MeterEvent:
 def standing_of(row: Sequence[Any]) -> Standing:
     """Where it stands, from the columns of `EVENT`."""
     return Standing(
-        state=cast("State", row[6]),
-        timestamp=row[4],
+        cast("State", row[6]),
+        row[4],
         attempts=row[7],
         attempt_started_at=row[8],
         first_ambiguous_at=row[9],

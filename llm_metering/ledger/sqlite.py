@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random as dice
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
@@ -52,8 +53,12 @@ _BAD_VALUE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError,
 
 
 def new_identifier() -> str:
-    """32 random hexadecimal digits: no two are the same, and they tell nothing."""
-    return os.urandom(16).hex()
+    """32 hexadecimal digits, no two the same: the moment in milliseconds, then 80 random bits.
+
+    Rows of identifiers that were made together lie together, and what is sent together is then written in
+    a few pages of the file rather than in one each.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def _translated(
@@ -216,6 +221,30 @@ class SqliteLedger:
                     found[place] = transition
         self._lanes.keep_short()
         return found
+
+    @_translated
+    def finish_and_claim(
+        self,
+        results: Sequence[tuple[Claim, Outcome]],
+        *,
+        now: float,
+        limit: int,
+        ambiguous_only: bool = False,
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        lanes = self._all(now)
+        self._check_clock(lanes, now)
+        alone = len(lanes) == 1 and all(claim.lane == lanes[0].name for claim, _ in results)
+        if alone and self._lanes.room.may_claim():
+            both = lanes[0].finish_and_claim(
+                results, now=now, limit=limit, ambiguous_only=ambiguous_only, lease_s=self._lease_s
+            )
+            self._lanes.keep_short()
+            return both
+        transitions = self.finish_many(results, now=now)
+        try:
+            return transitions, self.claim(now=now, limit=limit, ambiguous_only=ambiguous_only)
+        except LedgerError:
+            return transitions, []  # what ended is told all the same; the next claim says what fails
 
     @_translated
     def maintain(self, *, now: float) -> list[Transition]:

@@ -496,6 +496,46 @@ def test_several_attempts_end_in_one_go(ledger):
     assert ledger.finish_many([], now=DONE) == []
 
 
+def test_attempts_end_and_others_begin_in_one_go(ledger):
+    frozen(
+        ledger, *(entry(f"{c}{i}", line(model=f"m{i}"), customer=f"cus_{c}") for c in "ab" for i in range(2))
+    )
+    first = ledger.claim(now=DONE, limit=8)
+    ended, claims = ledger.finish_and_claim([(c, Outcome("accepted")) for c in first], now=DONE + 1, limit=8)
+    assert [t.after for t in ended] == ["ACCEPTED", "ACCEPTED"]
+    assert {c.event.customer for c in claims} == {"cus_a", "cus_b"}, "what ended makes room for the next"
+    assert not {c.event.identifier for c in claims} & {c.event.identifier for c in first}
+    again = ledger.finish_and_claim([(c, Outcome("refused_data")) for c in first], now=DONE + 2, limit=8)
+    assert again == ([None, None], []), "an attempt ends once, and those under way go on"
+    lost, good = ((c, Outcome(kind)) for c, kind in zip(claims, ("ambiguous", "accepted"), strict=True))
+    ended, claims = ledger.finish_and_claim([lost, good], now=DONE + 3, limit=0)
+    assert ([t.after for t in ended], claims) == (["AMBIGUOUS", "ACCEPTED"], [])
+    _, claims = ledger.finish_and_claim([], now=DONE + 300, limit=8, ambiguous_only=True)
+    assert [(c.event, c.attempt) for c in claims] == [(lost[0].event, 2)]
+
+
+def test_an_attempt_that_is_told_twice_at_once_ends_once(ledger):
+    frozen(ledger)
+    claim = only(ledger.claim(now=DONE, limit=1))
+    told = ledger.finish_many([(claim, Outcome("accepted")), (claim, Outcome("ambiguous"))], now=DONE + 1)
+    assert [t and t.after for t in told] == ["ACCEPTED", None]
+
+
+def test_hundreds_of_attempts_begin_and_end_each_with_its_own_outcome(ledger):
+    frozen(ledger, *(entry(f"r{i}", customer=f"cus_{i:04d}") for i in range(700)))
+    claims = ledger.claim(now=DONE, limit=690)
+    claims += ledger.claim(now=DONE, limit=690)
+    assert [c.event.customer for c in claims] == [f"cus_{i:04d}" for i in range(700)]
+    outcomes = [
+        Outcome("throttled", 429, retry_after_s=i) if i % 3 else Outcome("accepted") for i in range(700)
+    ]
+    told = ledger.finish_many(list(zip(claims, outcomes, strict=True)), now=DONE + 1)
+    assert [t.identifier for t in told] == [c.event.identifier for c in claims]
+    assert [t.after for t in told] == ["PENDING" if i % 3 else "ACCEPTED" for i in range(700)]
+    assert all(t.next_attempt_at >= DONE + 1 + i for i, t in enumerate(told) if i % 3)
+    assert conserved(ledger)
+
+
 def test_a_lease_that_runs_out_leaves_the_attempt_in_doubt(ledger):
     frozen(ledger)
     ledger.claim(now=DONE, limit=1)
