@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from math import isfinite
 from typing import Any, Literal, cast, get_args
+
+from ._values import dataclass
 
 What = Literal[
     "replay",  # DEAD: closed, and a new event with the same value takes its place

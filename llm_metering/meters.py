@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 from operator import attrgetter
 from typing import Literal
 
+from ._values import dataclass
 from .errors import ConfigurationError
 from .usage import LEAVES, TOKEN_TYPES, Line, Usage, UsageRecord
 

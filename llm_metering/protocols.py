@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Context, Decimal, localcontext
 from typing import Any, Literal, Protocol
 
+from ._values import dataclass
 from .decisions import ActionRow, AttemptRow, Pause, Ruling
 from .usage import NOTHING, Line, MeterEvent, UsageRecord
 

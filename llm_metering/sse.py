@@ -6,7 +6,7 @@ where the closing blank line is missing: a provider's final usage often comes ju
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ._values import dataclass
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """A longer event is dropped, so that a stream without line ends cannot fill the memory."""

@@ -7,9 +7,11 @@ and when. `Line`s are what one record adds to each meter. A `MeterEvent` is what
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from ._values import dataclass
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -15,6 +15,7 @@ PACKAGE = Path(llm_metering.__file__).parent
 FLOORS = {
     "_failpoints": 1,
     "_redact": 1,
+    "_values": 0,
     "decisions": 1,
     "errors": 1,
     "fields": 1,

@@ -7,7 +7,8 @@ import binascii
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from .._values import dataclass
 
 Size = tuple[int, int]
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from .._values import dataclass
 from .models import base_name, family_of, is_reasoning
 
 

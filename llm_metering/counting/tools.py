@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from .._values import dataclass
 from ..fields import get, items
 
 MAX_DEPTH = 32

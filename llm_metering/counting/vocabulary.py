@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from threading import Lock, RLock
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from .._values import dataclass
 
 if TYPE_CHECKING:
     from tiktoken import Encoding
@@ -161,6 +162,7 @@ _locks: dict[str, Lock] = {name: Lock() for name in ENCODINGS}
 _building = RLock()
 """Held while tables are built. Building imports modules, and a child that is forked in the middle of an
 import waits for ever for its end: so a fork waits instead, about a fifth of a second."""
+
 
 _MAX_WAIT_S = 5.0
 _held: list[bool] = []

@@ -8,10 +8,11 @@ Each number names a slot (what it is, once, however it is spelled) and what it d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from typing import Any, NamedTuple
 
+from .._values import dataclass
 from ..fields import fields, get, items
 from ..usage import LEAVES, MAX_TOKENS, Usage
 

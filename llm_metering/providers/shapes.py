@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from .._values import dataclass
 from ..fields import Path, dig, get, items
 from ..usage import Written
 from . import written

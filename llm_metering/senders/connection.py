@@ -12,11 +12,12 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from .._redact import mask
+from .._values import dataclass
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ sum of more than 15 digits the last ones mean nothing (`oracle.same` knows).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from typing import Any
 from urllib.parse import quote
 
 from .._redact import one_line
+from .._values import dataclass
 from ..errors import StripeUnavailable
 from .reading import Object, StripeReader
 

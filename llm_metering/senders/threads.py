@@ -9,11 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from .._failpoints import failpoint
 from .._redact import one_line
+from .._values import dataclass
 from ..protocols import Claim, Outcome, Sender, Telemetry
 
 

@@ -1,0 +1,96 @@
+"""Frozen dataclasses with slots, made at a quarter of the price: at import, and for each value.
+
+`dataclasses` writes six functions of source for every frozen class, and sets each field of a new value by a
+call. Here one function is written, the others are shared, and a new value takes its fields as an ordinary
+object and is frozen then. `fields`, `replace`, `asdict`, pattern matching, pickling and `FrozenInstanceError`
+are as they were; inheriting from such a class is not foreseen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass
+else:
+    import dataclasses
+    from operator import attrgetter
+
+    def dataclass(*, frozen, slots):
+        """As `dataclasses.dataclass(frozen=True, slots=True)`."""
+        if not (frozen and slots):
+            raise TypeError("only frozen dataclasses with slots are made here")
+        return _made
+
+    def _made(cls):
+        own = dict(vars(cls))
+        made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
+        if made.__mro__ != (made, object):
+            raise TypeError(f"{cls.__name__}: a value inherits nothing")
+        made.__init__ = _init(made)
+        made.__setattr__, made.__delattr__, made.__setstate__ = _setattr, _delattr, _setstate
+        made.__getstate__ = _getstate
+        if "__repr__" not in own:
+            made.__repr__ = _repr
+        compares, hashes = _equality([f.name for f in dataclasses.fields(made) if f.compare])
+        if "__eq__" not in own:
+            made.__eq__ = compares
+        if own.get("__hash__") is None:
+            made.__hash__ = hashes
+        return made
+
+    def _init(made):
+        """Set all fields while the object is of a class like this one that is not frozen, and swap then."""
+        known = {"_set": object.__setattr__, "_frozen": made, "_MISSING": dataclasses.MISSING}
+        known["_open"] = type(made.__name__, (), {"__slots__": made.__slots__})
+        parameters, body = [], ["_set(self, '__class__', _open)"]
+        for f in dataclasses.fields(made):
+            parameter, value = f.name, f.name
+            if f.default is not dataclasses.MISSING:
+                known[f"_d_{f.name}"] = f.default
+                parameter = f"{f.name}=_d_{f.name}"
+            elif f.default_factory is not dataclasses.MISSING:
+                known[f"_f_{f.name}"] = f.default_factory
+                parameter = f"{f.name}=_MISSING"
+                value = f"_f_{f.name}() if {f.name} is _MISSING else {f.name}"
+                value = value if f.init else f"_f_{f.name}()"
+            if f.init:
+                parameters.append(parameter)
+            body.append(f"self.{f.name} = {value}")
+        body.append("self.__class__ = _frozen")
+        if hasattr(made, "__post_init__"):
+            body.append("self.__post_init__()")
+        source = f"def __init__(self, {', '.join(parameters)}):\n " + "\n ".join(body)
+        exec(source, known)  # noqa: S102  (made of the names of our own fields)
+        init = known["__init__"]
+        init.__qualname__ = f"{made.__qualname__}.__init__"
+        return init
+
+    def _setattr(self, name, value):
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def _delattr(self, name):
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def _getstate(self):
+        return [getattr(self, name) for name in self.__slots__]
+
+    def _setstate(self, state):
+        for name, value in zip(self.__slots__, state, strict=True):
+            object.__setattr__(self, name, value)
+
+    def _repr(self):
+        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.repr)
+        return f"{type(self).__qualname__}({shown})"
+
+    def _equality(names):
+        def values(self, get=attrgetter(*names)):
+            return get(self)
+
+        def equals(self, other):
+            return values(self) == values(other) if type(other) is type(self) else NotImplemented
+
+        def hash_of(self):
+            return hash(values(self))
+
+        return equals, hash_of
