@@ -249,6 +249,20 @@ class Lane:
         """).fetchone()
         return bool(work)
 
+    # ---- what Stripe shows of what it accepted
+
+    def unsettled(self, *, before: float, since: float, limit: int) -> list[EventRow]:
+        return verdicts.unsettled(self.db, self.name, before=before, since=since, limit=limit)
+
+    def settle(self, identifiers: Sequence[str]) -> list[Transition]:
+        with self._transaction():
+            return verdicts.move(self.db, identifiers, states.summed_up)
+
+    def refute(self, identifier: str, why: str) -> Transition | None:
+        with self._transaction():
+            moved = verdicts.move(self.db, [identifier], partial(states.refuted, why=why))
+        return moved[0] if moved else None
+
     # ---- a person's decisions
 
     def assign(self, customer: str, ids: Sequence[str] | None, *, who: str, why: str, now: float) -> int:

@@ -105,9 +105,9 @@ def ended(standing: Standing, outcome: Outcome, *, now: float, random: Callable[
         raise ValueError(f"an attempt can end only while SENDING, not {standing.state}")
     if outcome.kind == "accepted":
         return Step(_resting(standing, "ACCEPTED", None))
+    reason = _reason(outcome)
     if outcome.kind == "duplicate":
         return _duplicate(standing, reason)
-    reason = _reason(outcome)
     if outcome.kind == "refused_data":
         return _refused(standing, reason)
     return _again(standing, outcome, reason, now=now, random=random)
