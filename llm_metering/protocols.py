@@ -306,7 +306,6 @@ class Ledger(Books, Protocol):
     def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
         """`finish` for several attempts in one transaction, for the price of one."""
 
-    def maintain(self, *, now: float) -> list[Transition]:
     def finish_and_claim(
         self,
         results: Sequence[tuple[Claim, Outcome]],
@@ -318,6 +317,7 @@ class Ledger(Books, Protocol):
         """`finish_many`, then `claim`, in one transaction where the store can. If it raises, nothing of it
         has happened."""
 
+    def maintain(self, *, now: float) -> list[Transition]:
         """Let time pass: adopt lanes of dead processes, expire leases, move states by age."""
 
     def due_at(self) -> float | None:

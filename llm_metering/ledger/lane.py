@@ -195,7 +195,6 @@ class Lane:
         failpoint("after_finish")
         return transitions
 
-    def pass_time(self, *, now: float) -> list[Transition]:
     def finish_and_claim(
         self,
         results: Sequence[tuple[Claim, Outcome]],
@@ -217,6 +216,7 @@ class Lane:
             failpoint("after_claim")
         return transitions, claims
 
+    def pass_time(self, *, now: float) -> list[Transition]:
         """Expire leases and move states by age."""
         with self._transaction():
             return self.attempts.pass_time(now)

@@ -161,7 +161,6 @@ class MemoryLedger:
         with self._ready():
             return [self.finish(claim, outcome, now=now) for claim, outcome in results]
 
-    def maintain(self, *, now: float) -> list[Transition]:
     def finish_and_claim(
         self,
         results: Sequence[tuple[Claim, Outcome]],
@@ -174,6 +173,7 @@ class MemoryLedger:
             transitions = self.finish_many(results, now=now)
             return transitions, self.claim(now=now, limit=limit, ambiguous_only=ambiguous_only)
 
+    def maintain(self, *, now: float) -> list[Transition]:
         with self._ready() as store:
             self._tell_time(now)
             changed, self._recovered = self._recovered, []
