@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test quick lint types format bench clean
+.PHONY: help demo test quick lint types format bench simulate clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -38,6 +38,11 @@ format: $(READY) ## Put the code into shape
 
 bench: $(READY) ## Our figures beside their references, as ratios
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+SEEDS ?= 100000
+START ?= 0
+simulate: $(READY) ## Random lives on a virtual clock: make simulate SEEDS=100000 START=0
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START)
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llm_metering.flusher import Flusher
 from llm_metering.ledger.memory import MemoryLedger
 from llm_metering.meters import checked_meters, lines_of
-from llm_metering.protocols import Alarm, Claim, Entry, Ledger, Sender, Telemetry
+from llm_metering.protocols import Alarm, Claim, Entry, Ledger, Outcome, Sender, Telemetry
 from llm_metering.senders.memory import MemorySender
 from llm_metering.senders.threads import Ended
 from llm_metering.settings import Settings
@@ -39,6 +40,16 @@ def rule(holds: object, what: str) -> None:
         raise BrokenRule(what)
 
 
+@dataclass(slots=True)
+class Job:
+    """A request under way; without claims it is a check."""
+
+    ends_at: float
+    claims: tuple[Claim, ...]
+    outcomes: tuple[Outcome, ...] | None = None
+    """Where it has arrived and only the answer is under way."""
+
+
 class VirtualSending:
     """Carries jobs without threads: each ends `latency_s` after it began, on the virtual clock."""
 
@@ -46,31 +57,31 @@ class VirtualSending:
         self.world = world
         self.sender = sender
         self.limit = limit
-        self.jobs: list[tuple[float, tuple[Claim, ...]]] = []
+        self.jobs: list[Job] = []
         self.most = 0
 
     def submit(self, claims: Sequence[Claim]) -> None:
-        self.jobs.append((self.world.now + self.world.latency_s, tuple(claims)))
         for claim in claims:
             row = self.world.row(claim.event.identifier)
             rule(row.state == "SENDING", "sent without a claim on record")
             rule(row.event == claim.event, "other bytes than those on record")
-        self.most = max(self.most, len([job for _, job in self.jobs if job]))
+        self.jobs.append(Job(self.world.now + self.world.latency_s, tuple(claims)))
+        self.most = max(self.most, len([job for job in self.jobs if job.claims]))
         rule(self.most <= self.limit, "more requests than allowed are under way")
-        self.world.check_pairs([claim for _, job in self.jobs for claim in job])
+        self.world.check_pairs([claim for job in self.jobs for claim in job.claims])
 
     def collect(self) -> list[Ended]:
-        over = [job for at, job in self.jobs if at <= self.world.now]
-        self.jobs = [(at, job) for at, job in self.jobs if at > self.world.now]
-        return [self._end(job) for job in over]
+        over = [job for job in self.jobs if job.ends_at <= self.world.now]
+        self.jobs = [job for job in self.jobs if job.ends_at > self.world.now]
+        return [Ended(job.claims, job.outcomes or self.ask(job)) for job in over]
 
-    def _end(self, job: tuple[Claim, ...]) -> Ended:
-        if not job:
-            return Ended(job, (self.sender.check(),))
-        return Ended(job, tuple(self.sender.send([claim.event for claim in job])))
+    def ask(self, job: Job) -> tuple[Outcome, ...]:
+        if not job.claims:
+            return (self.sender.check(),)
+        return tuple(self.sender.send([claim.event for claim in job.claims]))
 
     def recall(self) -> list[tuple[Claim, ...]]:
-        recalled = [job for _, job in self.jobs]
+        recalled = [job.claims for job in self.jobs]
         self.jobs = []
         return recalled
 
@@ -106,9 +117,9 @@ class World:
 
     def start_process(self) -> None:
         """Begin, or begin again as after a crash: what was under way may arrive, and nobody hears of it."""
-        for _, job in self.sending.jobs if self.sending else ():
+        for job in self.sending.jobs if self.sending else ():
             if self.stripe is not None and self.dice.random() < 0.5:
-                self.stripe.send([claim.event for claim in job])
+                self.stripe.send([claim.event for claim in job.claims])
         self.ledger.close()
         self.ledger.open(now=self.wall)
         self.make_flusher()
@@ -150,7 +161,7 @@ class World:
                 assert self.is_conserved()
             if each is not None:
                 each()
-            ends = [at for at, _ in self.sending.jobs]
+            ends = [job.ends_at for job in self.sending.jobs]
             # A turn that would follow at once, for ever, would be a busy loop.
             self.now = min(end, max(min([self.now + wait_s, *ends]), self.now + 0.001))
 
