@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigurationError, MeteringError
-from . import applying, comparing, estimating, invoicing, serving, standing, subscribing
+from . import applying, comparing, deciding, estimating, invoicing, looking, serving, standing, subscribing
 from .options import Command
 from .screen import complain
 
@@ -41,6 +41,33 @@ app.command("estimate", cls=Command)(estimating.estimate)
 app.command("status", cls=Command)(standing.status)
 app.command("usage", cls=Command)(standing.usage)
 app.command("reconcile", cls=Command)(comparing.reconcile)
+
+events = typer.Typer(help="Meter events: what became of each.")
+dead = typer.Typer(help="Meter events that Stripe refused for good.")
+doubt = typer.Typer(help="Meter events that Stripe may have or not.")
+unresolved = typer.Typer(help="Usage without a customer.")
+held = typer.Typer(help="Usage that is kept out of billing.")
+for _name, _group in (
+    ("events", events),
+    ("dead", dead),
+    ("doubt", doubt),
+    ("unresolved", unresolved),
+    ("held", held),
+):
+    app.add_typer(_group, name=_name)
+events.command("list", cls=Command)(looking.list_events)
+events.command("show", cls=Command)(looking.show)
+dead.command("list", cls=Command)(looking.list_dead)
+dead.command("replay", cls=Command)(deciding.replay)
+dead.command("write-off", cls=Command)(deciding.write_off)
+doubt.command("list", cls=Command)(looking.list_doubt)
+doubt.command("resolve", cls=Command)(deciding.resolve)
+unresolved.command("list", cls=Command)(looking.list_unresolved)
+unresolved.command("assign", cls=Command)(deciding.assign)
+held.command("list", cls=Command)(looking.list_held)
+held.command("release", cls=Command)(deciding.release)
+app.command("pause", cls=Command)(deciding.pause)
+app.command("resume", cls=Command)(deciding.resume)
 
 if find_spec("llm_metering.cli.demo") is not None:
     from .demo import demo

@@ -124,7 +124,7 @@ def _balance(balance: Balance) -> dict[str, object]:
 
 
 def _needs_a_person(standing: LedgerStatus) -> bool:
-    stuck = standing.events.get("IN_DOUBT", 0) + standing.events.get("DEAD", 0)
+    stuck = standing.events.get("IN_DOUBT", 0) + standing.events.get("DEAD", 0) - standing.written_off
     return bool(standing.paused or stuck or standing.unresolved_records or standing.held_records)
 
 
@@ -139,9 +139,13 @@ def _show_status(
     row(facts, "  held", number(standing.held_records))
     row(facts, "streams under way", number(standing.streams_under_way))
     row(facts, "meter events", _events(standing))
+    row(facts, "  in doubt", _doubt(standing))
+    row(facts, "  dead", _dead(standing))
     row(facts, "oldest pending", _age(standing.oldest_pending_at, now))
-    row(facts, "sending", f"paused: {standing.paused}" if standing.paused else "not paused")
+    row(facts, "sending", _sending(standing, now))
+    row(facts, "decisions not carried out yet", number(standing.decisions_waiting))
     row(facts, "lanes", number(standing.lanes))
+    row(facts, "disk free", _size(standing.disk_free_bytes))
     row(facts, "conserved", "yes" if standing.conserved else "NO")
     screen.table(facts)
     numbers = list(totals)
@@ -170,6 +174,32 @@ def _show_usage(screen: Screen, usages: Iterable[_Usage]) -> None:
 
 def _events(standing: LedgerStatus) -> str:
     return ", ".join(f"{n:,} {state.lower()}" for state, n in standing.events.items() if n) or "none"
+
+
+def _doubt(standing: LedgerStatus) -> str:
+    count = standing.events.get("IN_DOUBT", 0)
+    return f"{count:,}; see: llm-metering doubt list" if count else "0"
+
+
+def _dead(standing: LedgerStatus) -> str:
+    count = standing.events.get("DEAD", 0)
+    if not standing.written_off:
+        return f"{count:,}; see: llm-metering dead list" if count else "0"
+    waiting = "; see: llm-metering dead list" if count > standing.written_off else ""
+    return f"{count:,}, of which {standing.written_off:,} written off{waiting}"
+
+
+def _sending(standing: LedgerStatus, now: float) -> str:
+    if standing.paused is None:
+        return "not paused"
+    pause = standing.paused_by
+    if pause is None:
+        return f"paused: {standing.paused}"
+    return f"paused {standing.paused}, {_age(pause.at, now)}; llm-metering resume lifts it"
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:,.1f} GiB"
 
 
 def _age(at: float | None, now: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from ..decisions import Decision, Ruling
+from ..decisions import Decision, Pause, Ruling
 from ..errors import LedgerError
 from ..protocols import Balance, EventHistory, EventRow, EventSum, LedgerStatus, RecordRow, State, UsageSum
 from . import folder as files
@@ -115,6 +115,10 @@ class LedgerView:
         self._each(read)
         found.sort(key=lambda row: row.record.used_at)
         return found[:limit]
+
+    def pause(self) -> Pause | None:
+        """A person's pause."""
+        return spool.pause_of(self._folder)
 
     def answer(self, decision: Decision) -> list[Ruling] | None:
         """What a decision did, None if nobody has carried it out yet."""

@@ -29,7 +29,7 @@ COMMANDS = commands(typer.main.get_command(app))
 
 
 def options_of(command: Any) -> set[str]:
-    return {name for p in command.params for name in p.opts if name.startswith("--")}
+    return {n for p in command.params for n in (*p.opts, *p.secondary_opts) if n.startswith("--")}
 
 
 def section_of(name: str) -> str:
