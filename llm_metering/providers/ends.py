@@ -21,14 +21,11 @@ def ends_of(head: bytes, tail: bytes) -> dict[str, Any] | None:
     Sure where it gives anything: what follows the key closes exactly one brace more than it opens, so the
     key belongs to the outermost object; and a quote inside of a string would have a backslash before it.
     """
-    begun = _HEAD.match(head)
-    if begun is None:
-        return None
-    plain = begun.group()
+    plain = plain_head(head)
     at = tail.rfind(b'"usage')
     if b'"model"' not in plain and (model := tail.rfind(b'"model"', 0, max(at, 0))) > 0:
         at = model if at - model < 1024 else at
-    if at <= 0 or (tail is head and at < len(plain)) or tail[at - 1 : at] == b"\\":
+    if not plain or at <= 0 or (tail is head and at < len(plain)) or tail[at - 1 : at] == b"\\":
         return None
     try:
         text = (plain + tail[at:]).decode()
@@ -38,3 +35,9 @@ def ends_of(head: bytes, tail: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if type(found) is dict else None
+
+
+def plain_head(head: bytes) -> bytes:
+    """The beginning of an object as far as its pairs are plain; empty where there is no object."""
+    begun = _HEAD.match(head)
+    return b"" if begun is None else begun.group()

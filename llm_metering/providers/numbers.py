@@ -129,16 +129,34 @@ def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
     objects, parts = _plan_of(reported, dialect)
     if parts is None:
         return None
+    counts = [objects[part.place][part.name] for part in parts]
+    return taken_apart(counts, parts, None if dialect.total is None else reported.get(dialect.total))
+
+
+def parts_of(reported: Any, dialect: Dialect) -> tuple[list[tuple[str, ...]], tuple[Part, ...]] | None:
+    """Where each number of a usage object stands, and what it does; None where only its values can tell."""
+    if type(reported) is not dict:
+        return None
+    nested = [name for name in reported if isinstance(dialect.names.get(name), Mapping)]
+    _, parts = _plan_of(reported, dialect)
+    if parts is None:
+        return None
+    return [(p.name,) if p.place == 0 else (nested[p.place - 1], p.name) for p in parts], parts
+
+
+def taken_apart(counts: list[Any], parts: tuple[Part, ...], total: Any) -> Usage | None:
+    """The leaves of these numbers, one for each part; None where one is no plain count, or too much is
+    taken from another."""
     leaves: list[int | None] = [None] * len(LEAVES)
     moved = []
-    for place, name, leaf, moves in parts:
-        count = objects[place][name]
+    for count, part in zip(counts, parts):  # noqa: B905  (they are of one length, and strict costs)
         if type(count) is not int or not 0 <= count <= MAX_TOKENS:
             return None
+        _, _, leaf, moves = part
         leaves[leaf] = count + (leaves[leaf] or 0)
         if moves and count:
             moved.append((count, moves))
-    apart = dialect.total is not None and leaves[_REASONING] and _is_apart(leaves, reported, dialect.total)
+    apart = leaves[_REASONING] and total is not None and _is_apart(leaves, total)
     for count, moves in moved:
         for leaf, sign in moves:
             if (whole := leaves[leaf]) is not None:
@@ -151,10 +169,10 @@ def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
     return Usage(*leaves)
 
 
-def _is_apart(leaves: list[int | None], reported: dict[str, Any], total: str) -> bool:
+def _is_apart(leaves: list[int | None], total: Any) -> bool:
     """Whether the total shows that the completion never held the reasoning, as in `_reasoning_apart`."""
     held: int = sum(leaves[leaf] or 0 for leaf in (_INPUT, _OUTPUT, _REASONING))
-    return reported.get(total) == held
+    return bool(total == held)
 
 
 def _plan_of(reported: dict[str, Any], dialect: Dialect) -> tuple[list[Any], tuple[Part, ...] | None]:

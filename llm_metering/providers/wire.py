@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..usage import Reading
 from .answers import read_answer, read_response
 from .ends import ends_of
+from .recognised import forms_of
 from .shapes import shape_of
 from .wire_events import WireEvents
 
@@ -144,8 +145,14 @@ class _Json:
 
     def _quick(self, head: bytes, tail: bytes) -> Reading | None:
         """Read both ends only; None where that does not tell everything for sure."""
+        if b'"relevance_score"' in head[:1024]:
+            return None
+        forms = forms_of(self._provider, self._api)
+        known = forms.read(head, tail)
+        if known is not None:
+            return known
         answer = ends_of(head, tail)
-        if answer is None or b'"relevance_score"' in head[:1024]:
+        if answer is None:
             return None
         shape = shape_of(answer, self._api)
         if shape is None:
@@ -155,4 +162,5 @@ class _Json:
             return None
         if reading.response_id is None and reading.api != "embeddings":
             return None
+        forms.learn(head, tail, answer, shape, reading)
         return reading
