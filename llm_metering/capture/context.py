@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from ..protocols import Ticket
-from ..usage import Surface, UsageRecord
+from ..usage import NOTHING, Surface, UsageRecord
 
 _current: ContextVar[Scope | None] = ContextVar("llm_metering_scope", default=None)
 
@@ -155,7 +155,7 @@ class Scope:
 
     def all_dimensions(self) -> Mapping[str, str]:
         """Dimensions of this scope and those round it; inner ones win."""
-        own = self._dimensions or {}
+        own = self._dimensions or NOTHING
         if self.parent is None:
             return own
         return {**self.parent.all_dimensions(), **own}

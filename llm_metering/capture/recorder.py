@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,8 @@ class Recorder:
                 return None
             scope.note_recorded(reading.api)
             make = self._maker(surface, customer, model, dimensions, id, used_at, scope)
+            if self._is_plain(reading):
+                return self._finish(make(reading), closes, scope)
             return self._count_and_put(make, reading, request, model, closes, scope)
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
@@ -227,25 +230,46 @@ class Recorder:
             dimensions = {**outer, **dimensions}
         elif dimensions:
             dimensions = dict(dimensions)
-        record_id = id or self.new_id()
-        at = self.now() if used_at is None else used_at
+        return partial(
+            self._made,
+            surface,
+            customer,
+            model,
+            dimensions or NOTHING,
+            id or self.new_id(),
+            self.now() if used_at is None else used_at,
+        )
 
-        def make(reading: Reading) -> UsageRecord:
-            return UsageRecord(
-                id=record_id,
-                usage=reading.usage if reading.problem is None else Usage(),
-                used_at=at,
-                customer=customer,
-                model=reading.model or model,
-                provider=reading.provider,
-                provenance=reading.provenance,
-                response_id=reading.response_id,
-                dimensions=dimensions or NOTHING,
-                surface=surface,
-                held=reading.problem or self._why_held(reading),
-            )
+    def _made(
+        self,
+        surface: Surface,
+        customer: str | None,
+        model: str | None,
+        dimensions: Mapping[str, str],
+        id: str,
+        used_at: float,
+        reading: Reading,
+    ) -> UsageRecord:
+        problem = reading.problem
+        return UsageRecord(
+            id,
+            reading.usage if problem is None else Usage(),
+            used_at,
+            customer,
+            reading.model or model,
+            reading.provider,
+            reading.provenance,
+            reading.response_id,
+            dimensions,
+            surface,
+            problem or self._why_held(reading),
+        )
 
-        return make
+    def _is_plain(self, reading: Reading) -> bool:
+        """Whether there is nothing to count: the provider said it all, and nobody wants a second count."""
+        if reading.problem is not None or reading.text is not None or reading.written is not None:
+            return False
+        return not self.counter.is_needed(reading)
 
     def _why_held(self, reading: Reading) -> str | None:
         if not reading.usage:

@@ -81,7 +81,8 @@ def damaged(body, choose):
         at = choose.randrange(len(body))
         piece = choose.choice(
             [b"", b"0", b"-", b".5", b"e3", b"1", b'"', b"\\", b"{", b"}", b"]", b",", b":", b" ", b"\n",
-             b"null", b"\xff", b'"usage":', b'"id":"b",', b'"model":"m",', body[at : at + choose.randint(1, 30)]]
+             b"null", b"\xff", b'"usage":', b'"id":"b",', b'"model":"m",',
+             body[at : at + choose.randint(1, 30)]]
         )  # fmt: skip
         body = body[:at] + piece + body[at + choose.randint(0, 3) :]
     return body
