@@ -38,6 +38,7 @@ FLOORS = {
     "billing": 6,
     "reconcile": 6,
     "sandbox": 6,
+    "testing": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,
@@ -52,6 +53,7 @@ MAY_MEET = {
     ("providers", "sse"),
     ("providers", "counting"),
     ("flusher", "delivery"),
+    ("testing", "sandbox"),
 }
 """Neighbours that may meet, in this direction only: words are made of words, the readers of streams stand
 on the SSE parser, what a provider did not report is counted, and the flusher turns delivery over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .app import SandboxApp, create_app
 from .books import Books, Row
 from .faults import Fault, Match
-from .running import Sandbox, running_sandbox, serve
+from .running import Sandbox, running_sandbox, serve, served_app
 from .switches import Switches
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "create_app",
     "running_sandbox",
     "serve",
+    "served_app",
 ]

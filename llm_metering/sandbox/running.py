@@ -101,7 +101,6 @@ class Sandbox:
             self._loop().call_soon_threadsafe(self.app.door.reset_all)
         self._server.should_exit = True
         self._thread.join(10)
-        self.app.close()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         return self._server.servers[0].get_loop()
@@ -130,14 +129,18 @@ def running_sandbox(
     except BaseException:
         listener.close()
         raise
-    server = _server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sandbox", daemon=True)
-    sandbox = Sandbox(app, server, thread, listener.getsockname()[:2])
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise RuntimeError("the sandbox's server did not start")
-        time.sleep(0.002)
+    sandbox = _started(app, listener)
+    try:
+        yield sandbox
+    finally:
+        sandbox.stop()
+        app.close()
+
+
+@contextmanager
+def served_app(app: SandboxApp, port: int = 0, *, host: str = "127.0.0.1") -> Iterator[Sandbox]:
+    """Serve a sandbox that is there already, in a background thread; it stays when the port is closed."""
+    sandbox = _started(app, _listen(host, port))
     try:
         yield sandbox
     finally:
@@ -171,6 +174,21 @@ def serve(
             _server(app).run(sockets=[listener])
     finally:
         app.close()
+
+
+def _started(app: SandboxApp, listener: socket.socket) -> Sandbox:
+    try:
+        server = _server(app)
+    except BaseException:
+        listener.close()
+        raise
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sandbox", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the sandbox's server did not start")
+        time.sleep(0.002)
+    return Sandbox(app, server, thread, listener.getsockname()[:2])
 
 
 def _listen(host: str, port: int) -> socket.socket:
