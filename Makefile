@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test quick lint types format bench simulate clean
+.PHONY: help demo test quick lint types format bench simulate mutants clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -43,6 +43,9 @@ SEEDS ?= 100000
 START ?= 0
 simulate: $(READY) ## Random lives on a virtual clock: make simulate SEEDS=100000 START=0
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START)
+
+mutants: $(READY) ## Take each protection out of a copy, and prove that a test turns red
+	$(BIN)/python tools/mutants.py
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

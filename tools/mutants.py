@@ -1,0 +1,394 @@
+"""Take each protection out of a copy of the package, and prove that a test turns red: `make mutants`.
+
+    python tools/mutants.py                 # all of them
+    python tools/mutants.py --only fence    # those whose name holds this word
+    python tools/mutants.py --quick         # without the simulator
+
+A mutant is a piece of source text and what stands in its place. Its tests run against the copy; they must
+pass on the copy as it is, and at least one of them must fail on the mutant. For the rules of delivery the
+simulator has to notice, too. Exit 1 if one survives, or if its text is not in the source any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 300
+SIMULATOR = "simulation/test_lives.py::test_whatever_happens_the_promises_hold"
+
+_REQUESTS = "capture/server/test_middleware_requests.py"
+_ENDINGS = "capture/server/test_middleware_endings.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A protection, how it is taken out, and the tests that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    simulated: bool = False
+    """Whether random lives must notice as well."""
+
+
+MUTANTS = (
+    Mutant(
+        "freeze before send: the identifier is committed first",
+        "ledger/attempts.py",
+        "claims.append(Claim(event, ",
+        "import os\n            from dataclasses import replace\n"
+        "            claims.append(Claim(replace(event, identifier=os.urandom(16).hex()), ",
+        ("ledger/test_contract.py::test_the_same_bytes_are_sent_again",),
+        simulated=True,
+    ),
+    Mutant(
+        "frozen time and body: a retry is the same bytes",
+        "ledger/attempts.py",
+        "claims.append(Claim(event, ",
+        "from dataclasses import replace\n"
+        "            claims.append(Claim(replace(event, timestamp=int(now)), ",
+        ("ledger/test_contract.py::test_the_same_bytes_are_sent_again",),
+        simulated=True,
+    ),
+    Mutant(
+        "attempt before send: the intent is committed first",
+        "ledger/attempts.py",
+        "        self._write(changes)\n"
+        '        rows.insert(self._db, _BEGIN, "", attempts)\n        return claims',
+        "        return claims",
+        ("ledger/test_contract.py::test_a_claim_is_on_record_before_anything_is_sent",),
+        simulated=True,
+    ),
+    Mutant(
+        "fence: an old lease changes nothing",
+        "ledger/attempts.py",
+        'if row is None or row[13] != claim.fence or row[6] != "SENDING":',
+        'if row is None or row[6] != "SENDING":',
+        ("ledger/test_contract.py::test_an_old_fence_changes_nothing",),
+    ),
+    Mutant(
+        "lane lock: one writer a file",
+        "ledger/folder.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        (
+            "ledger/test_sqlite.py::test_a_lane_of_a_live_process_is_not_taken",
+            "ledger/test_sqlite.py::test_two_ledgers_on_a_folder_write_to_lanes_of_their_own",
+        ),
+    ),
+    Mutant(
+        "22 hours: no doubt is sent again after that",
+        "ledger/states.py",
+        "return standing.first_ambiguous_at is not None and now - standing.first_ambiguous_at >= HORIZON_S",
+        "return False",
+        (
+            "ledger/test_contract.py::test_twenty_two_hours_after_the_first_doubt_nothing_is_resent",
+            "test_flusher.py::test_thirty_hours_without_answers_leave_a_few_in_doubt_that_are_never_sent_again",
+        ),
+        simulated=True,
+    ),
+    Mutant(
+        "a duplicate on a retry is delivered",
+        "ledger/states.py",
+        "    if standing.attempts > 1:\n",
+        "    if False:\n",
+        (
+            "ledger/test_contract.py::test_a_duplicate_after_an_earlier_attempt_is_delivered",
+            "test_flusher.py::test_a_lost_answer_is_settled_by_the_duplicate_that_follows",
+        ),
+        simulated=True,
+    ),
+    Mutant(
+        "a duplicate on the first attempt is no success",
+        "ledger/states.py",
+        "    if standing.attempts > 1:\n",
+        "    if True:\n",
+        (
+            "ledger/test_contract.py::test_a_duplicate_on_the_first_attempt_is_in_doubt_with_an_alarm",
+            "test_flusher.py::test_a_duplicate_on_the_first_attempt_is_no_success",
+        ),
+    ),
+    Mutant(
+        "a later refusal does not clear a doubt",
+        "ledger/states.py",
+        'waiting: State = "PENDING" if standing.first_ambiguous_at is None else "AMBIGUOUS"',
+        'waiting: State = "PENDING"',
+        ("ledger/test_contract.py::test_a_refusal_does_not_clear_an_older_doubt",),
+        simulated=True,
+    ),
+    Mutant(
+        "bad data after a doubt is no dead letter",
+        "ledger/states.py",
+        "    if standing.first_ambiguous_at is not None:\n        # It will never pass again",
+        "    if False:\n        # It will never pass again",
+        ("ledger/test_states.py::test_every_outcome_leads_where_the_design_says",),
+        simulated=True,
+    ),
+    Mutant(
+        "a clock that goes back makes no doubt younger",
+        "ledger/lane.py",
+        "            if back > 0:\n",
+        "            if False:\n",
+        ("ledger/test_contract.py::test_a_clock_set_back_two_days_does_not_extend_the_22_hours",),
+    ),
+    Mutant(
+        "a crash leaves a doubt",
+        "ledger/lane.py",
+        "changed = self.attempts.crash_all(now)",
+        "changed: list[Transition] = []",
+        ("ledger/test_contract.py::test_a_crash_while_sending_is_told_by_maintain",),
+    ),
+    Mutant(
+        "one call at a time for a customer and meter",
+        "ledger/attempts.py",
+        "if pair not in busy and states.may_send(",
+        "if states.may_send(",
+        ("ledger/test_contract.py::test_one_attempt_at_a_time_for_a_customer_and_meter",),
+        simulated=True,
+    ),
+    Mutant(
+        "breaker: the first doubt stops new sends",
+        "senders/pacing.py",
+        '        if outcome.kind == "ambiguous":\n            self.trouble(now=now)\n        elif',
+        '        if outcome.kind == "ambiguous":\n            pass\n        elif',
+        (
+            "senders/test_pacing.py::test_one_ambiguous_outcome_opens_it",
+            "test_flusher.py::test_the_first_ambiguous_outcome_stops_new_sends",
+        ),
+        simulated=True,
+    ),
+    Mutant(
+        "a refused key pauses",
+        "delivery.py",
+        '        if outcome.kind == "refused_config":\n'
+        "            self._refused(_said(outcome), by_event=True)\n        elif",
+        "        if False:\n            pass\n        elif",
+        (
+            "test_flusher.py::test_a_bad_key_consumes_nothing_raises_one_alarm_and_resumes_by_itself",
+            "test_flusher.py::test_a_key_that_may_look_but_not_send_is_one_alarm_and_one_try_now_and_then",
+        ),
+    ),
+    Mutant(
+        "a ledger belongs to one account",
+        "ledger/folder.py",
+        "    if bound != account:\n",
+        "    if False:\n",
+        ("ledger/test_contract.py::test_a_ledger_is_bound_to_one_account_for_good",),
+    ),
+    Mutant(
+        "an id is recorded once",
+        "ledger/lane.py",
+        'head, tail = f"INSERT INTO usage ({rows.RECORD})", "ON CONFLICT (id) DO NOTHING"',
+        'head, tail = f"INSERT OR REPLACE INTO usage ({rows.RECORD})", ""',
+        (
+            "ledger/test_contract.py::test_a_second_record_of_an_id_changes_nothing",
+            "ledger/test_contract.py::test_recording_an_id_twice_records_it_once",
+        ),
+    ),
+    Mutant(
+        "lanes of dead processes are adopted",
+        "ledger/sqlite.py",
+        "        self._lanes.adopt(now=now)\n",
+        "",
+        ("ledger/test_sqlite.py::test_a_free_lane_is_adopted_after_a_wait_that_lets_workers_start",),
+    ),
+    Mutant(
+        "commits reach the disk",
+        "ledger/folder.py",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = OFF",
+        ("ledger/test_sqlite.py::test_the_database_is_as_durable_as_promised",),
+    ),
+    Mutant(
+        "the last message waits for the disk",
+        "capture/middleware.py",
+        "await self._before_last(request)",
+        "pass",
+        (
+            f"{_ENDINGS}::test_the_last_message_waits_until_usage_is_on_disk",
+            f"{_ENDINGS}::test_usage_that_waited_for_its_customer_is_on_disk_before_the_end_too",
+        ),
+    ),
+    Mutant(
+        "one answer counts once, however many saw it",
+        "capture/context.py",
+        "            return seen[surface] > most\n",
+        "            return True\n",
+        (
+            "capture/server/test_context.py::test_an_answer_counts_as_often_as_the_surface_that_saw_it_most",
+            "capture/server/test_recorder.py::test_every_layer_that_sees_one_answer_makes_one_record",
+        ),
+    ),
+    Mutant(
+        "nobody names their customer in a header",
+        "customers.py",
+        '        state = connection.scope.get("state")\n',
+        '        if claimed := connection.headers.get("x-stripe-customer-id"):\n            return claimed\n'
+        '        state = connection.scope.get("state")\n',
+        (f"{_REQUESTS}::test_what_a_client_claims_is_not_who_is_billed",),
+    ),
+    Mutant(
+        "two values of a trusted header are none",
+        "customers.py",
+        "return values[0] if len(values) == 1 else None",
+        "return values[-1] if values else None",
+        (f"{_REQUESTS}::test_from_header_trusts_the_gateway_but_not_two_values",),
+    ),
+    Mutant(
+        "a claim in the request's body is no customer",
+        "capture/middleware.py",
+        '            if message["type"] == "http.request":\n                answer.keep_request(message)\n',
+        '            if message["type"] == "http.request":\n                answer.keep_request(message)\n'
+        "                import json\n"
+        '                claimed = json.loads(message.get("body") or b"{}").get("stripe_customer_id")\n'
+        "                request.customer = claimed or request.customer\n",
+        (f"{_REQUESTS}::test_what_a_client_claims_is_not_who_is_billed",),
+    ),
+    Mutant(
+        "streams under way leave rows",
+        "ledger/writer.py",
+        "        if self._queue.qsize() < self._max_queued:\n            self._queue.put(record)\n"
+        "            if self._state is not _State.RUNNING:\n                self._not_running()\n\n"
+        "    def drop",
+        "        return\n\n    def drop",
+        (
+            "ledger/test_writer.py::test_while_streams_are_under_way_the_ledger_stays_open_through_stop",
+            "ledger/test_writer.py::test_only_the_latest_progress_of_a_stream_is_written",
+        ),
+    ),
+    Mutant(
+        "rows of a dead process are billed",
+        "ledger/lane.py",
+        "SELECT {rows.RECORD} FROM progress WHERE true ",
+        "SELECT {rows.RECORD} FROM progress WHERE false ",
+        ("ledger/test_contract.py::test_progress_of_a_dead_process_becomes_usage",),
+        simulated=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutant."""
+
+    mutant: Mutant
+    problem: str | None
+    killed_by: str = ""
+    simulator: str = ""
+    took_s: float = 0.0
+
+
+def main() -> int:
+    asked = _arguments()
+    chosen = [m for m in MUTANTS if asked.only in m.name]
+    print(f"{len(chosen)} mutants; first the tests on the copy as it is", flush=True)
+    began = time.monotonic()
+    tests = sorted({test for m in chosen for test in m.tests})
+    if any(m.simulated for m in chosen) and not asked.quick:
+        tests.append(SIMULATOR)
+    with _copy() as folder:
+        code, output = _run(folder, tests)
+    if code != 0:
+        print(output[-4000:])
+        print("the tests do not pass without a mutation: nothing can be proved")
+        return 1
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        verdicts = list(pool.map(lambda m: _tell(_judge(m, quick=asked.quick)), chosen))
+    alive = [v for v in verdicts if v.problem]
+    print(f"{len(verdicts) - len(alive)} of {len(verdicts)} killed, in {time.monotonic() - began:.0f} s")
+    return 1 if alive or not chosen else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="a word of the name")
+    parser.add_argument("--quick", action="store_true", help="without the simulator")
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser.parse_args()
+
+
+def _judge(mutant: Mutant, *, quick: bool) -> Verdict:
+    began = time.monotonic()
+    with _copy() as folder:
+        path = folder / "llm_metering" / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if mutant.old not in source:
+            return Verdict(mutant, f"its text is not in {mutant.file} any more: bring the mutant up to date")
+        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        code, output = _run(folder, mutant.tests, "-x")
+        problem = _problem(code, output, "no test noticed")
+        killed_by = next(iter(re.findall(r"^FAILED \S+::(\w+)", output, re.MULTILINE)), "")
+        seen = ""
+        if mutant.simulated and not quick and problem is None:
+            code, output = _run(folder, [SIMULATOR])
+            problem = _problem(code, output, "the simulator did not notice")
+            told = re.findall(r"BrokenRule: (.+)", output)
+            seen = told[-1] if told else ""
+    return Verdict(mutant, problem, killed_by, seen, time.monotonic() - began)
+
+
+def _problem(code: int, output: str, survived: str) -> str | None:
+    if code == 0:
+        return survived
+    # Only a test that ran and failed proves something; 1 is pytest's word for that.
+    return None if code == 1 and re.search(r"^FAILED ", output, re.MULTILINE) else f"broken: {output[-1500:]}"
+
+
+def _tell(verdict: Verdict) -> Verdict:
+    mark = "ALIVE " if verdict.problem else "killed"
+    print(f"{mark} {verdict.took_s:5.1f} s  {verdict.mutant.name}")
+    for line in (verdict.problem, verdict.killed_by, verdict.simulator and f"simulator: {verdict.simulator}"):
+        if line:
+            print(f"{'':16}{line}", flush=True)
+    return verdict
+
+
+class _copy:  # noqa: N801
+    """The package and its tests in a folder of their own."""
+
+    def __enter__(self) -> Path:
+        self.folder = Path(tempfile.mkdtemp(prefix="llm-metering-mutant-"))
+        for name in ("llm_metering", "tests", "examples"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", self.folder)
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _run(folder: Path, tests: list[str] | tuple[str, ...], *options: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *options]
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"not done within {TIMEOUT_S} s"
+    return done.returncode, done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    sys.exit(main())
