@@ -17,7 +17,7 @@ from .errors import ConfigurationError
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
-Resolver = Callable[["HTTPConnection"], "str | None | Awaitable[str | None]"]
+Resolver = Callable[["HTTPConnection"], "str | Awaitable[str | None] | None"]
 
 MAX_CUSTOMER_LENGTH = 255
 
@@ -54,7 +54,7 @@ def from_auth(attribute: str = "stripe_customer_id") -> Resolver:
     return resolve
 
 
-def from_api_key(lookup: Callable[[str], str | None | Awaitable[str | None]]) -> Resolver:
+def from_api_key(lookup: Callable[[str], str | Awaitable[str | None] | None]) -> Resolver:
     """Look the caller's API key up in your own store.
 
     The key is taken from `Authorization: Bearer …`, else from `x-api-key` (Anthropic's), `api-key`
@@ -67,7 +67,7 @@ def from_api_key(lookup: Callable[[str], str | None | Awaitable[str | None]]) ->
     if not callable(lookup):
         raise ConfigurationError(f"from_api_key takes a function from API key to customer id, not {lookup!r}")
 
-    def resolve(connection: HTTPConnection) -> str | None | Awaitable[str | None]:
+    def resolve(connection: HTTPConnection) -> str | Awaitable[str | None] | None:
         key = _api_key(connection)
         return lookup(key) if key else None
 
