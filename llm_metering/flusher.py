@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from .delivery import Delivery, Flush, Sending, Writing
 from .protocols import Outcome, Sender, Telemetry
@@ -15,6 +16,13 @@ from .senders.pacing import Backoff
 from .senders.threads import SendingThreads
 from .settings import Settings
 from .usage import MeterEvent
+
+
+class Beside(Protocol):
+    """What runs while delivery runs, in a thread of its own; `settling.Settler`."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class Flusher:
@@ -37,6 +45,7 @@ class Flusher:
         monotonic: The clock for waiting.
         random: Uniform in [0, 1), for jitter.
         sending: Makes what carries jobs to the sender.
+        beside: Started and stopped with the thread.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class Flusher:
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = dice.random,
         sending: Callable[[Sender, int, Telemetry], Sending] = SendingThreads,
+        beside: Beside | None = None,
     ) -> None:
         self._writer = writer
         self._sender = _NoKey() if sender is None else sender
@@ -59,6 +69,7 @@ class Flusher:
         self._monotonic = monotonic
         self._random = random
         self._make_sending = sending
+        self._beside = beside
         self._begin()
         _instances.add(self)
 
@@ -106,6 +117,9 @@ class Flusher:
             except RuntimeError as exc:  # no thread to be had now, or the interpreter is ending
                 self._thread = None
                 self._telemetry.failure("delivery.thread", exc)
+                return
+        if self._beside is not None:
+            self._beside.start()
 
     def wake(self) -> None:
         """Take a round now rather than when one is due."""
@@ -143,6 +157,8 @@ class Flusher:
             self._stop_at = self._monotonic() + drain_s
             self._delivery.stopping = True
         self._sending.wake()
+        if self._beside is not None:
+            self._beside.stop()
         if thread is not threading.current_thread():  # it is where an alarm's callback stops us
             thread.join(drain_s + _LAST_COMMIT_S)
         self._sending.release()

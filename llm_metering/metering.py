@@ -23,11 +23,14 @@ from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, lines_of
 from .protocols import Alarm, Ledger, LedgerStatus, Sender, Ticket
 from .settings import Settings
+from .settling import Settler
 from .telemetry import LogTelemetry
 from .usage import Reading, Usage, UsageRecord
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from .senders.summaries import Summaries
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -80,7 +83,12 @@ class Metering:
             telemetry=self.telemetry,
             now=now,
         )
-        self._flusher = Flusher(self._writer, self.sender, settings, self.telemetry, now=now)
+        self.settler = _settler(self._writer, settings, self.telemetry, now) if sender is None else None
+        """Holds accepted and doubtful events against Stripe's summaries, beside delivery. None without a key,
+        and where a sender of the caller's own sends who knows where."""
+        self._flusher = Flusher(
+            self._writer, self.sender, settings, self.telemetry, now=now, beside=self.settler
+        )
         self._counter = Counter(settings=settings, telemetry=self.telemetry)
         self.recorder = Recorder(
             settings=settings,
@@ -482,6 +490,25 @@ def _sender(settings: Settings) -> Sender | None:
         api_base=settings.stripe_api_base,
         timeout_s=settings.send_timeout_s,
     )
+
+
+def _settler(
+    writer: Writer, settings: Settings, telemetry: LogTelemetry, now: Callable[[], float]
+) -> Settler | None:
+    """None where Stripe cannot be asked."""
+    key = settings.stripe_api_key
+    if key is None:
+        return None
+
+    def summaries() -> Summaries:
+        from .senders.reading import StripeReader
+        from .senders.summaries import Summaries
+
+        return Summaries(
+            StripeReader(key, api_base=settings.stripe_api_base, timeout_s=settings.send_timeout_s, per_s=2)
+        )
+
+    return Settler(writer, summaries, telemetry, every_s=settings.reconcile_every_s, now=now)
 
 
 def _texts(dimensions: Mapping[str, Any]) -> dict[str, str]:

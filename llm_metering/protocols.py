@@ -346,6 +346,16 @@ class Ledger(Books, Protocol):
     def resolve(self, identifier: str, arrived: bool, *, who: str, why: str, now: float) -> Ruling:
         """Settle an event IN_DOUBT: ACCEPTED if it arrived, else closed and a new one in its place."""
 
+    def unsettled(self, *, before: float, since: float = 0.0, limit: int = 10_000) -> list[EventRow]:
+        """Events ACCEPTED or IN_DOUBT that this process may move and whose latest attempt began before a
+        time; those with a timestamp from `since` on, the oldest first."""
+
+    def settle(self, identifiers: Sequence[str], *, now: float) -> list[Transition]:
+        """Stripe's summaries agree: ACCEPTED events become SETTLED, others stay as they are."""
+
+    def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
+        """Stripe has refused what it had accepted: ACCEPTED becomes DEAD. None if it was not ACCEPTED."""
+
     def pause(self, *, who: str, why: str, now: float) -> None:
         """Send nothing, from any process, until `resume`."""
 

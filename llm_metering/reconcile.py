@@ -15,6 +15,7 @@ from typing import Literal
 
 from . import oracle
 from .errors import StripeUnavailable
+from .oracle import COUNTED, UNDER_WAY
 from .protocols import Books, EventRow, EventSum
 from .senders.summaries import HOUR_S, Summaries
 
@@ -157,8 +158,8 @@ def explained(
         fresh_at: What was accepted after this moment Stripe may not show yet.
         missing: What Stripe does not have at all, in one sentence.
     """
-    fresh = [e for e in events if e.state in _COUNTED and (e.attempted_at or 0.0) > fresh_at]
-    under_way = [e for e in events if e.state in ("SENDING", "AMBIGUOUS")]
+    fresh = [e for e in events if e.state in COUNTED and (e.attempted_at or 0.0) > fresh_at]
+    under_way = [e for e in events if e.state in UNDER_WAY]
     low = oracle.minus(ledger, oracle.total(_values(fresh)))
     high = oracle.total([ledger, *_values(under_way)])
 
@@ -172,7 +173,7 @@ def explained(
     if low <= stripe <= high and (fresh or under_way):
         return difference("early", "some events are on their way, or were accepted just now: ask again later")
     more = stripe > ledger
-    suspects = [e for e in events if e.state in (_UNCOUNTED if more else _COUNTED)]
+    suspects = [e for e in events if e.state in (_UNCOUNTED if more else COUNTED)]
     values = [v if more else -v for v in _values(suspects)]
     ways = oracle.explanations(ledger, values, stripe)
     if ways is None or not ways:
@@ -182,8 +183,7 @@ def explained(
     return difference("differs", note, chosen)
 
 
-_COUNTED = ("ACCEPTED", "SETTLED")
-_UNCOUNTED = ("IN_DOUBT", "DEAD", "CLOSED", "AMBIGUOUS", "SENDING")
+_UNCOUNTED = ("IN_DOUBT", "DEAD", "CLOSED", *UNDER_WAY)
 _EXPLAINED = {
     True: "Stripe has counted these events, which the ledger does not hold for accepted",
     False: "Stripe has not counted these events, which it had accepted",

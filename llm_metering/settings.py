@@ -47,6 +47,9 @@ class Settings:
     """LLM_METERING_MAX_IN_FLIGHT: requests to Stripe at a time; it bounds what can be in doubt."""
     send_timeout_s: float = 30.0
     """LLM_METERING_SEND_TIMEOUT_S: how long one request to Stripe may take."""
+    reconcile_every_s: float = 900.0
+    """LLM_METERING_RECONCILE_EVERY_S: how often accepted and doubtful events are held against Stripe's
+    summaries, in a thread of its own; 0 for never."""
     drain_s: float = 5.0
     """LLM_METERING_DRAIN_S: how long a shutdown waits for requests that are under way."""
     on_missing_customer: Literal["keep", "reject"] = "keep"
@@ -146,7 +149,7 @@ def _problems(s: Settings) -> list[str]:
         found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
     if not 1 <= s.max_in_flight <= 64:
         found.append(f"max_in_flight={s.max_in_flight} must be from 1 to 64")
-    none_below_zero = ("drain_s", "max_ledger_bytes", "min_free_bytes")
+    none_below_zero = ("drain_s", "reconcile_every_s", "max_ledger_bytes", "min_free_bytes")
     found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")

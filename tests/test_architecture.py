@@ -34,6 +34,8 @@ FLOORS = {
     "capture": 4,
     "delivery": 4,
     "flusher": 4,
+    "handover": 4,
+    "settling": 4,
     "metering": 5,
     "billing": 6,
     "reconcile": 6,

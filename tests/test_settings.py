@@ -65,6 +65,7 @@ def test_the_key_does_not_show_in_the_repr() -> None:
         ({"LLM_METERING_MAX_IN_FLIGHT": "1000"}, "must be from 1 to 64"),
         ({"LLM_METERING_AUDIT": "1.5"}, "must be from 0 to 1"),
         ({"LLM_METERING_DRAIN_S": "-1"}, "must be 0 or more"),
+        ({"LLM_METERING_RECONCILE_EVERY_S": "-1"}, "must be 0 or more"),
         ({"LLM_METERING_MAX_LEDGER_BYTES": "-1"}, "max_ledger_bytes=-1 must be 0 or more"),
         ({"LLM_METERING_MIN_FREE_BYTES": "-1"}, "min_free_bytes=-1 must be 0 or more"),
         ({"LLM_METERING_AT_CAPACITY": "drop"}, "must be one of reject, block, allow_unmetered"),

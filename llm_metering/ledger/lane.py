@@ -11,12 +11,13 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 from .._failpoints import failpoint
 from ..decisions import Decision, Ruling
-from ..protocols import Claim, Entry, Outcome, Progress, Transition
-from . import rows, states
+from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
+from . import rows, states, verdicts
 from .attempts import Attempts, Pair
 from .freezing import Draft, bucket_of, drafts, meter_event
 from .lines import plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random as dice
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from typing import Literal
 
@@ -190,6 +191,20 @@ class MemoryLedger:
         with self._ready() as store:
             due = [e.standing.next_attempt_at for e in store.events.values()]
             return min((at for at in due if at is not None), default=None)
+
+    def unsettled(self, *, before: float, since: float = 0.0, limit: int = 10_000) -> list[EventRow]:
+        with self._ready() as store:
+            found = [memory_desk.event_row(e, store) for e in store.events.values()]
+        wanted = [r for r in found if r.state in ("ACCEPTED", "IN_DOUBT") and r.event.timestamp >= since]
+        old = [r for r in wanted if r.attempted_at is None or r.attempted_at < before]
+        return sorted(old, key=lambda r: r.event.timestamp)[:limit]
+
+    def settle(self, identifiers: Sequence[str], *, now: float) -> list[Transition]:
+        return self._step(identifiers, states.summed_up)
+
+    def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
+        moved = self._step([identifier], partial(states.refuted, why=why))
+        return moved[0] if moved else None
 
     def assign(
         self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
@@ -385,6 +400,13 @@ class MemoryLedger:
         step = states.crashed(each.standing, now=now)
         each.end_attempt(Outcome("ambiguous", message=step.standing.reason), now)
         return _move(each, step)
+
+    def _step(
+        self, identifiers: Sequence[str], step_of: Callable[[Standing], states.Step | None]
+    ) -> list[Transition]:
+        with self._ready() as store:
+            found = [store.events[i] for i in identifiers if i in store.events]
+            return [_move(each, step) for each in found if (step := step_of(each.standing)) is not None]
 
     def _tell_time(self, now: float) -> None:
         known = self._store.clock

@@ -264,6 +264,23 @@ class SqliteLedger:
         due = [at for lane in self._all() if (at := lane.attempts.due_at()) is not None]
         return min(due, default=None)
 
+    # ---- what Stripe shows of what it accepted
+
+    @_translated
+    def unsettled(self, *, before: float, since: float = 0.0, limit: int = 10_000) -> list[EventRow]:
+        lanes = self._all()
+        found = [row for lane in lanes for row in lane.unsettled(before=before, since=since, limit=limit)]
+        return sorted(found, key=lambda row: row.event.timestamp)[:limit]
+
+    @_translated
+    def settle(self, identifiers: Sequence[str], *, now: float) -> list[Transition]:
+        return [moved for lane in self._all(now) for moved in lane.settle(identifiers)]
+
+    @_translated
+    def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
+        found = (lane.refute(identifier, why) for lane in self._all(now))
+        return next((moved for moved in found if moved is not None), None)
+
     # ---- a person's decisions
 
     @_translated

@@ -10,6 +10,8 @@ Nothing here reads a clock, a die or a database; ledgers carry out what these fu
                           └── anything else, a crash too ──▶ AMBIGUOUS
     AMBIGUOUS ──claim──▶ SENDING, the same bytes ── 22 h after the first ambiguous attempt ──▶ IN_DOUBT
     PENDING ── 34 days after its usage ──▶ DEAD
+    ACCEPTED ── Stripe's summaries agree ──▶ SETTLED
+             ── Stripe reports it as unusable, and its summaries lack it ──▶ DEAD
 """
 
 from __future__ import annotations
@@ -131,6 +133,18 @@ def aged(standing: Standing, *, now: float) -> Step | None:
         reason = f"expired: Stripe takes no usage older than 35 days{last}"
         return Step(_resting(standing, "DEAD", reason), "delivery.expired")
     return None
+
+
+def summed_up(standing: Standing) -> Step | None:
+    """Stripe's summaries show what was accepted; None if this event was not."""
+    return Step(_resting(standing, "SETTLED", standing.reason)) if standing.state == "ACCEPTED" else None
+
+
+def refuted(standing: Standing, *, why: str) -> Step | None:
+    """Stripe took it and refused it later; None if it does not count as accepted, or is settled."""
+    if standing.state != "ACCEPTED":
+        return None
+    return Step(_resting(standing, "DEAD", f"accepted, then refused: {why}"), "delivery.dead")
 
 
 def clock_set_back(standing: Standing, *, by_s: float) -> Standing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -253,3 +254,18 @@ def test_a_life_of_any_outcomes_never_resends_a_doubt_past_22_hours_nor_forgets_
         elif standing.state in ("PENDING", "DEAD"):
             assert standing.first_ambiguous_at is None
         assert (standing.next_attempt_at is not None) == (standing.state in ("PENDING", "AMBIGUOUS"))
+
+
+@pytest.mark.parametrize("state", ALL_STATES)
+def test_only_what_was_accepted_is_settled_or_refuted_by_what_stripe_shows(state):
+    standing = Standing(state, NOW, attempts=2, attempt_started_at=NOW, first_ambiguous_at=NOW, reason="r")
+    seen, refused = states.summed_up(standing), states.refuted(standing, why="no such customer")
+    if state != "ACCEPTED":
+        assert seen is None
+        assert refused is None
+        return
+    assert seen is not None
+    assert (seen.standing, seen.alarm) == (replace(standing, state="SETTLED"), None)
+    assert refused is not None
+    assert (refused.standing.state, refused.alarm) == ("DEAD", "delivery.dead")
+    assert "no such customer" in str(refused.standing.reason)
