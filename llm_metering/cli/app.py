@@ -13,6 +13,7 @@ import typer
 
 from ..errors import ConfigurationError, MeteringError
 from . import applying, comparing, deciding, estimating, invoicing, looking, serving, standing, subscribing
+from .faulting import faults
 from .options import Command
 from .screen import complain
 
@@ -30,6 +31,7 @@ setup = typer.Typer(help="Set up one of Stripe's pricing guides: meter, products
 app.add_typer(setup, name="setup")
 
 app.command("sandbox", cls=Command)(serving.sandbox)
+app.add_typer(faults, name="faults")
 setup.command("pay-as-you-go", cls=Command)(applying.pay_as_you_go)
 setup.command("flat-fee", cls=Command)(applying.flat_fee)
 app.command("plan", cls=Command)(applying.plan)

@@ -10,6 +10,7 @@ import typer
 
 from ..billing.connection import SANDBOX_URL
 from ..errors import ConfigurationError, MeteringError, MissingExtra
+from .faulting import read_fault
 from .options import Json
 from .screen import Screen
 
@@ -20,12 +21,18 @@ def sandbox(
     db: Annotated[
         str | None, typer.Option("--db", metavar="FILE", help="Keep its state here (default: in memory).")
     ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes its ids repeatable.")] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="FAULT", help="What goes wrong from the start; see `faults add`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a local Stripe for development and tests, until Ctrl-C."""
     from ..sandbox import serve
 
     _check_extra()
+    faults = [read_fault(one) for one in fault or ()]
     screen = Screen(as_json=as_json)
 
     def ready(url: str) -> None:
@@ -36,7 +43,7 @@ def sandbox(
         screen.say(f"In your service:     STRIPE_API_BASE={url} STRIPE_API_KEY=sk_test_sandbox")
 
     try:
-        serve(host, port, db, ready=ready)
+        serve(host, port, db, seed=seed, faults=faults, ready=ready)
     except OSError as exc:
         raise _cannot_listen(exc, host, port) from exc
     except (sqlite3.Error, ValueError) as exc:

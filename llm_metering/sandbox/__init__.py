@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .app import SandboxApp, create_app
 from .books import Books, Row
-from .faults import Fault, Match
+from .faults import Fault, Match, parse_fault, shown_fault
 from .running import Sandbox, running_sandbox, serve, served_app
 from .switches import Switches
 
@@ -21,7 +21,9 @@ __all__ = [
     "SandboxApp",
     "Switches",
     "create_app",
+    "parse_fault",
     "running_sandbox",
     "serve",
     "served_app",
+    "shown_fault",
 ]

@@ -40,7 +40,7 @@ from .door import Door
 from .errors import Refusal, clash, rate_limited, server_fault
 from .faults import BEFORE, Fault, Faults, header_fault
 from .service import Service
-from .store import Store
+from .store import Dump, Store
 from .switches import Switches
 from .upkeep import catch_up
 from .wire import Answer, Request
@@ -112,6 +112,7 @@ class SandboxApp:
         self.door = Door()
         self.background = Background(self.world, self.faults)
         self.under_way: set[tuple[str, ...]] = set()
+        self._snapshots: dict[str, Dump] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -158,11 +159,26 @@ class SandboxApp:
         return await self.background.deliver(None)
 
     def reset(self) -> None:
-        """Forget everything: objects, events, remembered answers and faults. Switches stay."""
+        """Forget everything: objects, events, remembered answers, faults and snapshots. Switches stay."""
         with self.store.lock:
             self.store.forget_everything()
             self.service.forget()
+            self._snapshots.clear()
         self.faults.clear()
+
+    def snapshot(self, name: str = "default") -> None:
+        """Keep objects, events and remembered answers as they are now, in memory, under a name."""
+        with self.store.lock:
+            self._snapshots[name] = self.store.dump()
+
+    def restore(self, name: str = "default") -> None:
+        """Put back what `snapshot` kept; `ValueError` where there is none of that name. It may be put back
+        again. Ids made since are not made again."""
+        with self.store.lock:
+            if name not in self._snapshots:
+                raise ValueError(f"there is no snapshot {name!r}")
+            self.store.load(self._snapshots[name])
+            self.service.forget()
 
     def set_switches(self, **changes: Any) -> Switches:
         """Change switches of the running sandbox; `ValueError` for what cannot be."""

@@ -54,6 +54,20 @@ def _reset(app: SandboxApp, request: Request) -> Any:
     return {"ok": True}
 
 
+def _snapshot(app: SandboxApp, request: Request) -> Any:
+    app.snapshot(_name(request))
+    return {"snapshot": _name(request)}
+
+
+def _restore(app: SandboxApp, request: Request) -> Any:
+    app.restore(_name(request))
+    return {"restored": _name(request)}
+
+
+def _name(request: Request) -> str:
+    return parse_qs(request.query).get("name", ["default"])[0]
+
+
 def _faults(app: SandboxApp, request: Request) -> Any:
     return {"faults": [fault.as_dict() for fault in app.faults.waiting()]}
 
@@ -95,6 +109,8 @@ _ROUTES: dict[tuple[str, str], Callable[[SandboxApp, Request], Any]] = {
     ("GET", "/_sandbox/books"): _books,
     ("POST", "/_sandbox/settle"): _settle,
     ("POST", "/_sandbox/reset"): _reset,
+    ("POST", "/_sandbox/snapshot"): _snapshot,
+    ("POST", "/_sandbox/restore"): _restore,
     ("POST", "/_sandbox/webhooks/deliver"): _deliver,
     ("GET", "/_sandbox/faults"): _faults,
     ("POST", "/_sandbox/faults"): _add_faults,

@@ -151,6 +151,37 @@ def read_fault(given: Any) -> Fault:
     return Fault(**{**given, "match": Match(**match)})
 
 
+def parse_fault(text: str) -> Fault:
+    """A fault in one line, such as "500_after;path=/v1/billing/*;count=3"; `ValueError` says what cannot be.
+
+    Names are those of `Fault` and `Match`; `count=forever` does not end.
+    """
+    kind, *options = (part.strip() for part in text.split(";"))
+    given: dict[str, Any] = {"kind": kind}
+    match: dict[str, str] = {}
+    for option in filter(None, options):
+        name, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or name not in _IN_LINE:
+            raise ValueError(f"{option!r} is not name=value with one of {', '.join(_IN_LINE)}")
+        if name in get_type_hints(Match):
+            match[name] = value.upper() if name == "method" else value
+        else:
+            given[name] = _number(name, value)
+    return read_fault({**given, "match": match})
+
+
+def shown_fault(fault: Fault) -> str:
+    """A fault as `parse_fault` reads it."""
+    parts: list[str] = [fault.kind]
+    parts += [f"{name}={value}" for name, value in asdict(fault.match).items() if value is not None]
+    default = Fault(fault.kind)
+    for name in ("count", "after", "rate", "seconds", "status"):
+        value = getattr(fault, name)
+        if value != getattr(default, name):
+            parts.append(f"{name}={'forever' if value is None else value}")
+    return ";".join(parts)
+
+
 def header_fault(text: str) -> Fault | None:
     """A fault from a request's `Sandbox-Fault: slow; seconds=2` header; None where it names none."""
     kind, *options = (part.strip() for part in text.split(";"))
@@ -163,6 +194,18 @@ def header_fault(text: str) -> Fault | None:
     except ValueError:
         return None
     return None if fault.kind == "refuse" or fault.kind in WEBHOOKS else fault
+
+
+_IN_LINE = ("method", "path", "customer", "count", "after", "rate", "seconds", "status")
+
+
+def _number(name: str, value: str) -> float | int | None:
+    if name == "count" and value in ("forever", "inf"):
+        return None
+    try:
+        return float(value) if name in ("rate", "seconds") else int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {value!r}") from None
 
 
 def _check_names(given: Mapping[str, Any], form: type) -> None:

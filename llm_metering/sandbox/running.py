@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,14 @@ class Sandbox:
     def reset(self) -> None:
         """Forget everything. Switches stay."""
         self.app.reset()
+
+    def snapshot(self, name: str = "default") -> None:
+        """Keep objects and events as they are now, until `reset`."""
+        self.app.snapshot(name)
+
+    def restore(self, name: str = "default") -> None:
+        """Put back what was kept."""
+        self.app.restore(name)
 
     def set_switches(self, **changes: Any) -> None:
         """Change what the sandbox assumes, or its pace."""
@@ -154,16 +162,19 @@ def serve(
     *,
     switches: Switches | None = None,
     seed: int | str | None = None,
+    faults: Sequence[Fault] = (),
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Run a sandbox in the foreground until SIGINT or SIGTERM.
 
     Args:
+        faults: What goes wrong from the start.
         ready: Called with the URL once the port is open.
     """
     listener = _listen(host, port)
     try:
         app = create_app(db, switches=switches, seed=seed)
+        app.faults.add(*faults)
     except BaseException:
         listener.close()
         raise

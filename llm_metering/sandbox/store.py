@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Doc = dict[str, Any]
+Dump = dict[str, list[tuple[Any, ...]]]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS account (
@@ -123,6 +124,23 @@ class Store:
         with self.transaction():
             for table in _TABLES:
                 self.db.execute(f"DELETE FROM {table}")  # noqa: S608 -- names from a constant
+
+    def dump(self) -> Dump:
+        """Everything that is kept, for `load`."""
+        with self.lock:
+            return {
+                table: self.db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
+                for table in _TABLES
+            }
+
+    def load(self, dump: Dump) -> None:
+        """Put back what `dump` gave, and nothing else."""
+        with self.transaction():
+            for table in _TABLES:
+                self.db.execute(f"DELETE FROM {table}")  # noqa: S608
+                for row in dump[table]:
+                    holes = ",".join("?" * len(row))
+                    self.db.execute(f"INSERT INTO {table} VALUES ({holes})", row)  # noqa: S608
 
     def account(self, id: str, livemode: bool) -> Account:
         """The account of that id and mode, made when it is first seen."""

@@ -138,6 +138,14 @@ class StripeSandbox:
         """Change what it assumes, or its pace."""
         self.app.set_switches(**changes)
 
+    def snapshot(self, name: str = "default") -> None:
+        """Keep all objects and events as they are now, until `reset`."""
+        self.app.snapshot(name)
+
+    def restore(self, name: str = "default") -> None:
+        """Put back what was kept. Time, faults and switches stay."""
+        self.app.restore(name)
+
     def reset(self) -> None:
         """Forget everything, faults, switches and the clock's moves too."""
         self.app.reset()
@@ -206,7 +214,8 @@ class InProcess(stripe.HTTPClient):
             await self._app(scope, exchange.receive, exchange.send)
             return exchange.answer()
         except ConnectionError as exc:
-            raise stripe.APIConnectionError(f"Unexpected error communicating with Stripe: {exc}") from exc
+            message = f"Unexpected error communicating with Stripe: {exc}"
+            raise stripe.APIConnectionError(message) from exc  # type: ignore[no-untyped-call]
 
 
 class _Exchange:

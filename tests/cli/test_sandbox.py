@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import stripe
 
 
 @contextmanager
@@ -65,3 +66,58 @@ def test_a_state_file_that_cannot_be_used_is_told(spawn, tmp_path: Path, what: s
     ran = spawn("sandbox", "--port", "0", "--db", str(path))
     assert ran.code == 2
     assert f"--db {path} cannot be used" in ran.err
+
+
+def test_ids_are_repeatable_with_a_seed(run, tmp_path: Path) -> None:
+    made = []
+    for _ in range(2):
+        with served("--port", "0", "--seed", "7") as (url, _):
+            made.append(run("setup", "pay-as-you-go", "--sandbox", url, "--json").document)
+    assert made[0] == {**made[1], **{k: v for k, v in made[0].items() if k == "next"}}
+
+
+def test_a_fault_is_there_from_the_start(run) -> None:
+    with served("--port", "0", "--fault", "500_before;path=/v1/customers*;count=forever") as (url, _):
+        [fault] = run("faults", "list", "--sandbox", url, "--json").document["faults"]
+        assert (fault["kind"], fault["count"], fault["match"]["path"]) == (
+            "500_before",
+            None,
+            "/v1/customers*",
+        )
+        assert run("setup", "pay-as-you-go", "--sandbox", url).code == 0
+        assert run("subscribe", "pay-as-you-go", "--new-customer", "J", "--sandbox", url).code == 1
+
+
+def test_faults_are_added_listed_met_and_cleared(run, sandbox, client) -> None:
+    at = ["--sandbox", sandbox.url]
+    ran = run("faults", "add", "429;path=/v1/customers;method=get", "slow;seconds=0.5;count=3", *at)
+    assert ran.code == 0
+    assert "429;method=GET;path=/v1/customers" in ran.out
+    assert "slow;count=3;seconds=0.5" in ran.out
+    with pytest.raises(stripe.RateLimitError):
+        sandbox.client(max_network_retries=0).v1.customers.list()
+    assert [f["kind"] for f in run("faults", "list", *at, "--json").document["faults"]] == ["slow"]
+    assert "No faults" in run("faults", "clear", *at).out
+    assert sandbox.app.faults.waiting() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("boom", "kind must be one of"),
+        ("429;count=many", "count must be a number, not 'many'"),
+        ("429;colour=red", "fault has no colour"),
+        ("429;path", "'path' is not name=value"),
+    ],
+)
+@pytest.mark.parametrize("command", [("faults", "add"), ("sandbox", "--port", "0", "--fault")])
+def test_a_fault_that_cannot_be_is_refused_before_anything_runs(run, command, fault, why) -> None:
+    ran = run(*command, fault)
+    assert ran.code == 2
+    assert why in ran.err
+
+
+def test_faults_of_no_sandbox_are_told_how_to_start_one(run) -> None:
+    ran = run("faults", "list", "--sandbox", "http://127.0.0.1:9")
+    assert ran.code == 1
+    assert "llm-metering sandbox --port 9" in ran.err

@@ -299,3 +299,16 @@ def test_a_clash_can_be_switched_to_429(sandbox, shop, refused):
     error = refused(shop.use, 2)
     slow.join()
     assert (error.http_status, error.json_body["error"]["code"]) == (429, "lock_timeout")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "429",
+        "500_after;path=/v1/billing/*;count=3",
+        "slow;method=POST;customer=cus_1;count=forever;after=2;rate=0.5;seconds=0.25",
+        "html;status=502",
+    ],
+)
+def test_a_fault_in_one_line_is_written_as_it_was_read(text):
+    assert shown_fault(parse_fault(text)) == text

@@ -281,3 +281,39 @@ def test_a_file_that_is_no_sandbox_is_refused(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises((sqlite3.DatabaseError, ValueError)), running_sandbox(db=file):
         pass
+
+
+def test_a_snapshot_is_put_back_as_often_as_one_likes(sandbox):
+    _, customer = make_meter(sandbox)
+    send(sandbox, customer, 3)
+    before = sandbox.app.store.dump()
+    sandbox.snapshot("shop")
+    for _ in range(2):
+        send(sandbox, customer, 4)
+        sandbox.client().v1.customers.create({"name": "later"})
+        assert sandbox.books().total(customer=customer) == 7
+        sandbox.restore("shop")
+        assert sandbox.app.store.dump() == before
+        assert sandbox.books().total(customer=customer) == 3
+    sandbox.reset()
+    with pytest.raises(ValueError, match="no snapshot 'shop'"):
+        sandbox.restore("shop")
+
+
+def test_snapshots_are_taken_and_put_back_over_http(sandbox):
+    base = f"{sandbox.url}/_sandbox"
+    sandbox.client().v1.customers.create({"name": "a"})
+    assert requests.post(f"{base}/snapshot?name=one").json() == {"snapshot": "one"}
+    sandbox.client().v1.customers.create({"name": "b"})
+    assert requests.post(f"{base}/restore?name=one").json() == {"restored": "one"}
+    assert [c.name for c in sandbox.client().v1.customers.list().data] == ["a"]
+    assert requests.post(f"{base}/restore?name=two").status_code == 400
+
+
+def test_an_account_first_seen_after_the_snapshot_starts_empty_after_it_is_put_back(sandbox):
+    sandbox.client().v1.customers.create({"name": "a"})
+    sandbox.snapshot()
+    sandbox.client("sk_test_late").v1.customers.create({"name": "b"})
+    sandbox.restore()
+    assert sandbox.client("sk_test_late").v1.customers.list().data == []
+    assert len(sandbox.client().v1.customers.list().data) == 1
