@@ -483,6 +483,15 @@ def _ledger(where: str | Path | Ledger, settings: Settings) -> Ledger:
 def _sender(settings: Settings) -> Sender | None:
     if settings.stripe_api_key is None:
         return None
+    if settings.sender == "stream":
+        from .senders.stripe_stream import StripeStream
+
+        return StripeStream(
+            settings.stripe_api_key,
+            api_base=settings.stripe_api_base,
+            meter_events_base=settings.stream_base,
+            timeout_s=settings.send_timeout_s,
+        )
     from .senders.stripe_v1 import StripeSender
 
     return StripeSender(

@@ -12,6 +12,7 @@ from .errors import ConfigurationError
 from .usage import Provenance
 
 DEFAULT_API_BASE = "https://api.stripe.com"
+DEFAULT_METER_EVENTS_BASE = "https://meter-events.stripe.com"
 BILL_ALL: Mapping[Provenance, Literal["bill", "hold"]] = MappingProxyType(
     {"reported": "bill", "partial": "bill", "counted": "bill", "estimated": "bill"}
 )
@@ -29,6 +30,12 @@ class Settings:
     """STRIPE_API_KEY: secret or restricted key; without one usage is kept and nothing is sent."""
     stripe_api_base: str = DEFAULT_API_BASE
     """STRIPE_API_BASE: where Stripe is; the URL of a sandbox while you develop."""
+    stripe_meter_events_base: str = DEFAULT_METER_EVENTS_BASE
+    """STRIPE_METER_EVENTS_BASE: where Stripe's v2 event stream is. Left alone while `stripe_api_base` is a
+    sandbox, it is that sandbox, which serves both."""
+    sender: Literal["v1", "stream"] = "v1"
+    """LLM_METERING_SENDER: "v1" sends one event a request, "stream" up to 100 through Stripe's v2 event
+    stream, for volume and in live mode; it needs `reconcile_every_s`."""
     ledger: str = ".llm_metering"
     """LLM_METERING_LEDGER: folder of the ledger, or "memory:" for tests."""
     durability: Literal["commit", "memory"] = "commit"
@@ -83,6 +90,17 @@ class Settings:
     def __post_init__(self) -> None:
         for problem in _problems(self):
             raise ConfigurationError(problem)
+
+    @property
+    def stream_base(self) -> str:
+        """Where the v2 event stream is."""
+        if self.stripe_meter_events_base == DEFAULT_METER_EVENTS_BASE:
+            return (
+                self.stripe_api_base
+                if self.stripe_api_base != DEFAULT_API_BASE
+                else DEFAULT_METER_EVENTS_BASE
+            )
+        return self.stripe_meter_events_base
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -140,7 +158,7 @@ _ABOVE_ZERO = (
 def _problems(s: Settings) -> list[str]:
     found = []
     hints = get_type_hints(Settings)
-    for name in ("durability", "deliver", "on_missing_customer", "tokens_from", "at_capacity"):
+    for name in ("sender", "durability", "deliver", "on_missing_customer", "tokens_from", "at_capacity"):
         allowed = get_args(hints[name])
         if getattr(s, name) not in allowed:
             found.append(f"{name}={getattr(s, name)!r} must be one of {', '.join(allowed)}")
@@ -153,9 +171,15 @@ def _problems(s: Settings) -> list[str]:
     found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")
-    if not s.stripe_api_base.startswith(("https://", "http://")):
+    found += [
+        f"{name}={base!r} must begin with https:// (or http:// for a sandbox)"
+        for name in ("stripe_api_base", "stripe_meter_events_base")
+        if not (base := getattr(s, name)).startswith(("https://", "http://"))
+    ]
+    if s.sender == "stream" and s.reconcile_every_s == 0:
         found.append(
-            f"stripe_api_base={s.stripe_api_base!r} must begin with https:// (or http:// for a sandbox)"
+            "sender='stream' needs reconcile_every_s above 0: the stream finds bad events only after it has "
+            "accepted them, and only Stripe's summaries show which; or set sender='v1'"
         )
     if unknown := set(s.bill) - set(BILL_ALL) or set(s.bill.values()) - {"bill", "hold"}:
         found.append(

@@ -11,6 +11,8 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
     environ = {
         "STRIPE_API_KEY": "sk_test_1",
         "STRIPE_API_BASE": "http://127.0.0.1:12111",
+        "STRIPE_METER_EVENTS_BASE": "http://127.0.0.1:12112",
+        "LLM_METERING_SENDER": "stream",
         "LLM_METERING_LEDGER": "/var/lib/usage",
         "LLM_METERING_DURABILITY": "memory",
         "LLM_METERING_COMMIT_TIMEOUT_S": "1.5",
@@ -19,6 +21,7 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
         "LLM_METERING_BUCKET_S": "3600",
         "LLM_METERING_MAX_IN_FLIGHT": "2",
         "LLM_METERING_SEND_TIMEOUT_S": "3",
+        "LLM_METERING_RECONCILE_EVERY_S": "60",
         "LLM_METERING_DRAIN_S": "0",
         "LLM_METERING_ON_MISSING_CUSTOMER": "reject",
         "LLM_METERING_BILL": "estimated=hold, partial=bill",
@@ -38,6 +41,24 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
     assert unchanged == []
     assert settings.bill == {"reported": "bill", "partial": "bill", "counted": "bill", "estimated": "hold"}
     assert settings.encodings == ("o200k_base", "cl100k_base")
+
+
+@pytest.mark.parametrize(
+    ("given", "stream"),
+    [
+        ({}, "https://meter-events.stripe.com"),
+        ({"stripe_api_base": "http://127.0.0.1:1"}, "http://127.0.0.1:1"),
+        ({"stripe_meter_events_base": "http://127.0.0.1:2"}, "http://127.0.0.1:2"),
+        (
+            {"stripe_api_base": "http://127.0.0.1:1", "stripe_meter_events_base": "http://127.0.0.1:2"},
+            "http://127.0.0.1:2",
+        ),
+    ],
+)
+def test_the_stream_is_where_stripe_is_unless_a_sandbox_serves_both(
+    given: dict[str, str], stream: str
+) -> None:
+    assert Settings(**given).stream_base == stream  # type: ignore[arg-type]
 
 
 def test_an_empty_variable_means_the_default() -> None:
@@ -73,6 +94,12 @@ def test_the_key_does_not_show_in_the_repr() -> None:
         ({"LLM_METERING_BILL": "estimated=later"}, "bill holds later"),
         ({"LLM_METERING_BILL": "estimated"}, "cannot be read: write it like"),
         ({"STRIPE_API_BASE": "api.stripe.com"}, "must begin with https://"),
+        ({"STRIPE_METER_EVENTS_BASE": "x"}, "stripe_meter_events_base='x' must begin with https://"),
+        ({"LLM_METERING_SENDER": "v2"}, "must be one of v1, stream"),
+        (
+            {"LLM_METERING_SENDER": "stream", "LLM_METERING_RECONCILE_EVERY_S": "0"},
+            "sender='stream' needs reconcile_every_s above 0",
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_a_sentence(variables: dict[str, str], says: str) -> None:

@@ -23,8 +23,9 @@ from ..errors import ConfigurationError
 from ..protocols import Outcome
 from ..settings import DEFAULT_API_BASE
 from ..usage import MeterEvent
-from .connection import Answer, Connection, Endpoint, NoAnswer, endpoint_of
+from .connection import Answer, Endpoint, NoAnswer, endpoint_of
 from .outcomes import outcome_of, outcome_of_failure
+from .pool import Pool
 
 if TYPE_CHECKING:
     import ssl
@@ -66,22 +67,18 @@ class StripeSender:
         key = checked_key(api_key)
         if not re.fullmatch(r"[\w.-]+", stripe_version, re.ASCII):
             raise ConfigurationError(f"stripe_version={stripe_version!r} is not a version of Stripe's API")
-        endpoint = endpoint_of(api_base)
+        endpoint = checked_endpoint(api_base, key)
         self._mode = mode_of(key)
-        if self._mode == "live" and not endpoint.secure and endpoint.host not in LOOPBACK:
-            raise ConfigurationError(f"a live key is not sent over http:// to {endpoint.host}; use https://")
         self._timeout_s = timeout_s
         self._now = now
         self._account = _account_in(key)
         digest = hashlib.sha256(f"{key} {endpoint.authority}{endpoint.prefix}".encode()).hexdigest()[:16]
         self.key_hint = f"{self._mode}:{digest}"
         self._heads = _heads(endpoint, key, stripe_version)
-        self._idle: list[Connection] = []
-        self._endpoint = endpoint
-        self._tls: ssl.SSLContext | None = None
+        self._pool = Pool(endpoint, tls_context)
 
     def __repr__(self) -> str:
-        return f"StripeSender({self.key_hint!r}, api_base={self._endpoint.authority!r})"
+        return f"StripeSender({self.key_hint!r}, api_base={self._pool.endpoint.authority!r})"
 
     def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
         """Send each event; one outcome for each, in order. Does not raise for what the network does."""
@@ -106,13 +103,12 @@ class StripeSender:
 
     def close(self) -> None:
         """Close idle connections. Sending again opens new ones."""
-        while self._idle:
-            self._idle.pop().close()
+        self._pool.close()
 
     def _send(self, event: MeterEvent) -> Outcome:
         body = form_of(event)
         head = self._heads["POST"] % (uuid.uuid4().hex.encode(), len(body))
-        outcome, _ = self._exchange(head + body, event.identifier, _HALFWAY)
+        outcome, _ = self._exchange(head + body, event.identifier, HALFWAY)
         return outcome
 
     def _get(self, path: str) -> tuple[Outcome, Answer | None]:
@@ -121,12 +117,10 @@ class StripeSender:
     def _exchange(
         self, request: bytes, identifier: str | None = None, halfway: Callable[[], object] | None = None
     ) -> tuple[Outcome, Answer | None]:
-        connection = self._connection()
         try:
-            answer = connection.exchange(request, self._timeout_s, halfway)
+            answer = self._pool.exchange(request, self._timeout_s, halfway)
         except NoAnswer as exc:
             return outcome_of_failure(exc.cause, sent=exc.sent), None
-        self._idle.append(connection)
         outcome = outcome_of(
             answer.status,
             answer.headers,
@@ -136,18 +130,6 @@ class StripeSender:
             identifier=identifier,
         )
         return outcome, answer
-
-    def _connection(self) -> Connection:
-        try:
-            return self._idle.pop()  # the one used last: the likeliest to be alive still
-        except IndexError:
-            return Connection(self._endpoint, self._tls_context)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        # Two threads may make one each at the start; a lock could be left locked by a fork.
-        if self._tls is None:
-            self._tls = tls_context()
-        return self._tls
 
 
 def form_of(event: MeterEvent) -> bytes:
@@ -165,7 +147,7 @@ _quoted = lru_cache(maxsize=4096)(quote_plus)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MID_BODY = "sender_mid_body"
 # A request goes out in one write; only a test that wants to die in the middle of it has it cut in two.
-_HALFWAY = partial(failpoint, _MID_BODY) if os.environ.get(VARIABLE, "").startswith(_MID_BODY) else None
+HALFWAY = partial(failpoint, _MID_BODY) if os.environ.get(VARIABLE, "").startswith(_MID_BODY) else None
 
 _LABELLED_ACCOUNT = re.compile(r"[a-z]+_(?:live|test)_5(1[A-Za-z0-9]{15})[A-Za-z0-9]{20,}")
 
@@ -184,6 +166,14 @@ def checked_key(key: str) -> str:
             "cannot send usage; set STRIPE_API_KEY to a key that begins with sk_ or rk_"
         )
     return key
+
+
+def checked_endpoint(api_base: str, key: str) -> Endpoint:
+    """Where requests with this key go; `ConfigurationError` where they must not."""
+    endpoint = endpoint_of(api_base)
+    if mode_of(key) == "live" and not endpoint.secure and endpoint.host not in LOOPBACK:
+        raise ConfigurationError(f"a live key is not sent over http:// to {endpoint.host}; use https://")
+    return endpoint
 
 
 def mode_of(key: str) -> str:

@@ -1,0 +1,52 @@
+"""Keep-alive connections to one server, as many as there are threads that send at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .connection import Answer, Connection, Endpoint
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class Pool:
+    """Connections to an endpoint. Safe to use from several threads.
+
+    Args:
+        tls: Makes the TLS context, once it is needed.
+    """
+
+    def __init__(self, endpoint: Endpoint, tls: Callable[[], ssl.SSLContext]) -> None:
+        self.endpoint = endpoint
+        self._make_tls = tls
+        self._tls: ssl.SSLContext | None = None
+        self._idle: list[Connection] = []
+
+    def exchange(
+        self, request: bytes, timeout_s: float, halfway: Callable[[], object] | None = None
+    ) -> Answer:
+        """As `Connection.exchange`, over a connection that nobody else uses meanwhile.
+
+        Raises:
+            NoAnswer: No status came back.
+        """
+        try:
+            connection = self._idle.pop()  # the one used last: the likeliest to be alive still
+        except IndexError:
+            connection = Connection(self.endpoint, self._tls_context)
+        answer = connection.exchange(request, timeout_s, halfway)
+        self._idle.append(connection)
+        return answer
+
+    def close(self) -> None:
+        """Close idle connections. The next exchange opens a new one."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _tls_context(self) -> ssl.SSLContext:
+        # Two threads may make one each at the start; a lock could be left locked by a fork.
+        if self._tls is None:
+            self._tls = self._make_tls()
+        return self._tls
