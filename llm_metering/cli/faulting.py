@@ -23,8 +23,8 @@ Wanted = Annotated[
     list[str],
     typer.Argument(
         metavar="FAULT…",
-        help="A kind, such as 500_after or 429, and what it is about: 'KIND;path=/v1/*;count=3'. Names: method, "
-        "path, customer, count (or forever), after, rate, seconds, status.",
+        help="A kind, such as 500_after or 429, and what it is about: 'KIND;path=/v1/*;count=3'. Names: "
+        "method, path, customer, count (or forever), after, rate, seconds, status.",
     ),
 ]
 

@@ -148,8 +148,9 @@ class _StandIn(Metering):
         self.of = of
         self.memory = MemoryLedger(new_id=lambda: os.urandom(16).hex())
         super().__init__(
-            # The tokenizer is the other's own.
-            settings=replace(of.settings, deliver="external", encodings=()),
+            # The tokenizer is the other's own; and a service whose usage another process delivers is
+            # to show its meter events, too.
+            settings=replace(of.settings, deliver="thread", encodings=()),
             ledger=self.memory,
             sender=sender,
             meters=of.meters,

@@ -106,7 +106,7 @@ def test_faults_are_added_listed_met_and_cleared(run, sandbox, client) -> None:
     [
         ("boom", "kind must be one of"),
         ("429;count=many", "count must be a number, not 'many'"),
-        ("429;colour=red", "fault has no colour"),
+        ("429;colour=red", "'colour=red' is not name=value with one of method, path"),
         ("429;path", "'path' is not name=value"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 import pytest
 import requests
 import stripe
+from llm_metering.sandbox import parse_fault, shown_fault
 
 EVENTS = "/v1/billing/meter_events"
 

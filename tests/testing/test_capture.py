@@ -108,6 +108,14 @@ def test_a_whole_app_with_its_middleware_and_lifespan_is_captured(folder):
     assert not folder.exists()
 
 
+def test_usage_that_another_process_would_deliver_makes_its_events_too(folder):
+    metering = Metering("cus_1", settings=Settings(deliver="external"), ledger=folder)
+    with capture_usage(metering) as used:
+        metering.record(Usage(input=4))
+    assert [e.value for e in used.events] == [4]
+    assert not folder.exists()
+
+
 def test_usage_without_a_customer_is_among_the_records_and_makes_no_event(folder):
     metering = Metering(settings=Settings(), ledger=folder)
     with capture_usage(metering) as used:
