@@ -19,6 +19,7 @@ from .capture.counter import Counter
 from .capture.recorder import Recorder
 from .errors import AccountMismatch, ConfigurationError, MeteringError
 from .flusher import Flusher
+from .handover import Handover
 from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, lines_of
 from .protocols import Alarm, Ledger, LedgerStatus, Sender, Ticket
@@ -89,6 +90,7 @@ class Metering:
         self._flusher = Flusher(
             self._writer, self.sender, settings, self.telemetry, now=now, beside=self.settler
         )
+        self._handover = Handover(self._writer, settings, self.telemetry, now=now)
         self._counter = Counter(settings=settings, telemetry=self.telemetry)
         self.recorder = Recorder(
             settings=settings,
@@ -133,6 +135,8 @@ class Metering:
             self._counter.load(self.settings.encodings)
             if self.settings.deliver == "thread":
                 self._flusher.start()
+            else:
+                self._handover.start()
             self._started = True
             self._stopped = False
 
@@ -163,6 +167,7 @@ class Metering:
             self._stopped = True
             self._retry_start_at = 0.0
             self._flusher.stop(self.settings.drain_s)
+            self._handover.stop(self.settings.drain_s)
             self._writer.stop(self.settings.drain_s)
             if self.sender is not None:
                 self.sender.close()
@@ -170,11 +175,16 @@ class Metering:
     def flush(self, timeout_s: float = 30.0) -> int:
         """Freeze all usage now and deliver it; return how many meter events are still undelivered.
 
-        For scripts and tests. A service needs no flush.
+        For scripts and tests. A service needs no flush. With `deliver="external"` it hands everything over to
+        the process that delivers, and does not wait for it.
         """
         self.start()
         self._counter.settle(timeout_s)
         self._writer.flush(timeout_s)
+        if self.settings.deliver == "external":
+            self._handover.now()
+            books = self.run_on_ledger(lambda ledger: ledger.view())
+            return len(books.events(states=("PENDING", "SENDING", "AMBIGUOUS"), limit=_ALL_EVENTS))
         return self._flusher.flush(timeout_s)
 
     def status(self) -> LedgerStatus:
@@ -423,6 +433,7 @@ def _at_exit(metering: ref[Metering]) -> None:
 
 
 _EXIT_S = 2.0
+_ALL_EVENTS = 10_000_000
 
 
 class _StartingSink:

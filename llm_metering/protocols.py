@@ -320,6 +320,10 @@ class Ledger(Books, Protocol):
     def maintain(self, *, now: float) -> list[Transition]:
         """Let time pass: adopt lanes of dead processes, expire leases, move states by age."""
 
+    def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
+        """Where another process delivers: let it have usage of closed buckets (or all of it) and events that
+        wait; whether there were any. Recording goes on. False where the store is shared anyway."""
+
     def due_at(self) -> float | None:
         """When the next event is due to be sent, None if nothing waits. It may lie in the past while
         another event of the same customer and meter is being sent."""

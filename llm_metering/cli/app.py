@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigurationError, MeteringError
-from . import applying, comparing, deciding, estimating, invoicing, looking, serving, standing, subscribing
+from . import (
+    applying,
+    comparing,
+    deciding,
+    delivering,
+    estimating,
+    invoicing,
+    looking,
+    serving,
+    standing,
+    subscribing,
+)
 from .faulting import faults
 from .options import Command
 from .screen import complain
@@ -68,6 +79,7 @@ unresolved.command("list", cls=Command)(looking.list_unresolved)
 unresolved.command("assign", cls=Command)(deciding.assign)
 held.command("list", cls=Command)(looking.list_held)
 held.command("release", cls=Command)(deciding.release)
+app.command("deliver", cls=Command)(delivering.deliver)
 app.command("pause", cls=Command)(deciding.pause)
 app.command("resume", cls=Command)(deciding.resume)
 

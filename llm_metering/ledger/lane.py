@@ -37,6 +37,11 @@ _INSERT_EVENT = (
     "frozen_at, next_attempt_at, state)"
 )
 _BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
+_UNDELIVERED = (
+    "SELECT EXISTS (SELECT 1 FROM meter_event WHERE next_attempt_at IS NOT NULL) "
+    "OR EXISTS (SELECT 1 FROM meter_event WHERE state = 'SENDING')"
+)
+_WORK = f"{_UNDELIVERED} OR EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE}) OR EXISTS (SELECT 1 FROM progress)"
 _CLOCK = "clock"
 _GAPS = "gaps"
 
@@ -242,13 +247,19 @@ class Lane:
 
     def has_work(self) -> bool:
         """Whether anything is left that goes on by itself."""
-        (work,) = self.db.execute(f"""
-            SELECT EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE})
-                OR EXISTS (SELECT 1 FROM progress)
-                OR EXISTS (SELECT 1 FROM meter_event WHERE next_attempt_at IS NOT NULL)
-                OR EXISTS (SELECT 1 FROM meter_event WHERE state = 'SENDING')
-        """).fetchone()
-        return bool(work)
+        return has_work(self.db)
+
+    def can_be_delivered(self, *, now: float, bucket_s: int, everything: bool) -> bool:
+        """Whether there is anything that could be frozen or sent now."""
+        bucket = self._next_bucket(None, bucket_s)
+        if bucket is not None and (everything or now >= bucket[1]):
+            return True
+        (events,) = self.db.execute(_UNDELIVERED).fetchone()
+        return bool(events)
+
+    def streams(self) -> list[str]:
+        """Streams that are under way."""
+        return [id_ for (id_,) in self.db.execute("SELECT id FROM progress")]
 
     # ---- what Stripe shows of what it accepted
 
@@ -367,3 +378,9 @@ class Lane:
             )
             changed += 1
         return changed
+
+
+def has_work(db: sqlite3.Connection) -> bool:
+    """Whether anything is left in this file that goes on by itself."""
+    (work,) = db.execute(_WORK).fetchone()
+    return bool(work)

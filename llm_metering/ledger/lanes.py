@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from ..errors import LedgerError
 from ..protocols import Alarm, Transition
 from . import folder as files
 from . import schema, spool
-from .lane import Lane
+from .lane import Lane, has_work
 from .room import Room
 
 _HOLDER = "holder"
 _CHECK_UP_TO = 512 * 1024 * 1024
 """Larger files are not read through at the start (a second a gigabyte)."""
+_IDLE_UP_TO = 64 * 1024 * 1024
+"""A file is read through when it is taken, and usage waits for that."""
 _abandoned: list[object] = []
 _watched: WeakSet[Lanes] = WeakSet()
 
@@ -114,6 +116,20 @@ class Lanes:
     def carry_out_decisions(self, *, now: float) -> None:
         """What people decided of the lanes that we hold."""
         spool.take_up(self.folder, self.get, now=now, alarms=self.alarms)
+
+    def move_on(self, *, now: float) -> str:
+        """Record in a lane in which nothing waits from now on; the name of the one before."""
+        before = self.own
+        own = self._take_idle(now) or self._make(now)
+        self._held = {own: self._held.pop(own), **self._held}
+        self.own = own
+        self.room.settle_in(own)
+        return before
+
+    def let_go(self, name: str) -> None:
+        """Let another process take it."""
+        if held := self._held.pop(name, None):
+            _let_go(held)
 
     def release(self) -> None:
         """Let go of adopted lanes in which nothing goes on by itself; a new process may continue there."""
@@ -243,6 +259,26 @@ class Lanes:
             if self._take(name, now):
                 return name
         raise LedgerError(f"each new lane in {self.folder} was taken by another process at once")
+
+    def _take_idle(self, now: float) -> str:
+        """Take a free lane of modest size in which nothing waits; "" if there is none."""
+        for name in files.lane_names(self.folder):
+            if name in self._held or name in self._left_alone or not self._seems_idle(name):
+                continue
+            if self._take(name, now):
+                held = self._held.get(name)
+                if held is not None and not held.lane.has_work():
+                    return name
+                self.let_go(name)  # it is for whoever delivers
+        return ""
+
+    def _seems_idle(self, name: str) -> bool:
+        path = files.lane_path(self.folder, name)
+        with suppress(OSError, sqlite3.Error):
+            if path.stat().st_size <= _IDLE_UP_TO:
+                with closing(files.read_lane(path)) as db:
+                    return not has_work(db)
+        return False
 
     def _has_nothing_to_do(self, name: str) -> bool:
         """Whether nothing went on by itself when we had it, and nobody had it since."""

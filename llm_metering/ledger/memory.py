@@ -187,6 +187,9 @@ class MemoryLedger:
             self._check_lateness(now)
             return changed
 
+    def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
+        return False
+
     def due_at(self) -> float | None:
         with self._ready() as store:
             due = [e.standing.next_attempt_at for e in store.events.values()]

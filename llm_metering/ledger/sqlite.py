@@ -38,6 +38,7 @@ from ..protocols import (
 from . import folder as files
 from . import spool, states
 from .attempts import Pair
+from .handover import Handover
 from .histories import Aside
 from .lane import Lane
 from .lanes import Lanes
@@ -124,6 +125,7 @@ class SqliteLedger:
                 self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
             ),
         )
+        self._handover = Handover(self._lanes)
         self._now = 0.0
         self._late = 0
         self._turn = 0
@@ -171,7 +173,8 @@ class SqliteLedger:
         own = self._own(now)
         self._lanes.room.check(now=now)
         try:
-            new = own.commit(entries, progress, drops, now=now)
+            where = self._handover if self._handover.has_begun else own
+            new = where.commit(entries, progress, drops, now=now)
         except sqlite3.Error as exc:
             self._lanes.make_room(exc)
             raise
@@ -258,6 +261,13 @@ class SqliteLedger:
         self._check_lateness(now)
         self._lanes.release()
         return changed
+
+    @_translated
+    def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
+        self._own(now)
+        self._lanes.replace_removed(now=now)
+        self._lanes.carry_out_decisions(now=now)
+        return self._handover.hand_over(now=now, bucket_s=bucket_s, everything=everything)
 
     @_translated
     def due_at(self) -> float | None:
@@ -388,6 +398,7 @@ class SqliteLedger:
         if now is not None:
             self._now = now
         if self._lanes.forked:
+            self._handover.forget()
             self._lanes.open(now=self._now)
         lane = self._lanes.get(self._lanes.own)
         if lane is None:

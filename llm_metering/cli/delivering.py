@@ -1,0 +1,102 @@
+"""`deliver`: a worker that sends what services with `deliver="external"` hand over, and what dead ones left."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigurationError
+from ..ledger import LedgerView, SqliteLedger
+from ..metering import Metering
+from ..protocols import Alarm
+from ..settings import Settings
+from .options import ApiBase, ApiKey, Json, Sandbox, Target
+from .screen import Screen, number
+from .standing import Folder, open_ledger
+
+
+def deliver(
+    ledger: Folder = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Deliver what no other process holds, and end.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every", metavar="SECONDS", help="How often to look (env: LLM_METERING_FLUSH_EVERY_S)."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="With --once: how long to try.")
+    ] = 60.0,
+    api_key: ApiKey = None,
+    api_base: ApiBase = None,
+    sandbox: Sandbox = None,
+    as_json: Json = False,
+) -> None:
+    """Send usage to Stripe for services that record it and leave delivery to this worker, until Ctrl-C."""
+    folder, _ = open_ledger(ledger)
+    screen = Screen(as_json=as_json)
+    with _worker(folder, every, Target(api_key, api_base, sandbox, live=True), screen) as metering:
+        if once:
+            metering.flush(timeout)
+        else:
+            screen.say(f"Delivering what is handed over in {folder}. Ctrl-C ends it, and loses nothing.")
+            _wait_for_a_signal()
+    left = _left(LedgerView(folder))
+    counters = metering.telemetry.snapshot()
+    sent = {name.partition(".")[2]: n for name, n in counters.items() if name in _OUTCOMES}
+    screen.document({"ledger": folder, "sent": sent, "left": left})
+    screen.say(f"{number(sent.get('accepted', 0))} meter events accepted, {number(left)} left in the ledger.")
+    if once and left:
+        raise typer.Exit(1)
+
+
+_OUTCOMES = frozenset(
+    f"delivery.{kind}"
+    for kind in (
+        "accepted", "duplicate", "not_sent", "throttled", "refused_config", "refused_data", "ambiguous",
+    )
+)  # fmt: skip
+
+
+@contextmanager
+def _worker(folder: str, every: float | None, target: Target, screen: Screen) -> Iterator[Metering]:
+    """A metering that records nothing and delivers what it can get hold of."""
+    key, base = target.place()
+    if key is None:
+        raise ConfigurationError(
+            "no Stripe API key: set STRIPE_API_KEY, or use a local sandbox with --sandbox"
+        )
+    given: dict[str, Any] = {"stripe_api_key": key, "stripe_api_base": base, "deliver": "thread"}
+    if every is not None:
+        given["flush_every_s"] = every
+
+    def tell(alarm: Alarm) -> None:
+        screen.say(f"{alarm.name}: {alarm.message}", "yellow")
+
+    settings = Settings.from_env(**given, encodings=())
+    # Lanes are let go on purpose here, so none need be left to those who start.
+    with Metering(ledger=SqliteLedger(folder, adopt_after_s=0), settings=settings, on_alarm=tell) as metering:
+        yield metering
+
+
+def _wait_for_a_signal() -> None:
+    over = threading.Event()
+    before = {s: signal.signal(s, lambda *_: over.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not over.wait(0.5):
+            pass
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _left(view: LedgerView) -> int:
+    """Meter events that are not delivered."""
+    return len(view.events(states=("PENDING", "SENDING", "AMBIGUOUS"), limit=10_000_000))
