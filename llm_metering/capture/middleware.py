@@ -110,11 +110,14 @@ class MeteringMiddleware:
         finally:
             if answer is not None:
                 answer.finish(complete=False)
-            if request.recorded or request.opened:
-                self._capacity.learn(scope["path"])
-                await self._end(request, token, scope)
-            else:
+            if not request.recorded and not request.opened:
                 self._leave(request, token, scope)
+            else:
+                self._capacity.learn(scope["path"])
+                if request.parked or request.opened or self._recorder.naming.needs_waiting(request):
+                    await self._end(request, token, scope)
+                else:
+                    self._close(request, token, scope)
 
     async def _with_lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if self._key in scope:
@@ -167,21 +170,21 @@ class MeteringMiddleware:
 
     def _watching(self, request: Scope, send: Send) -> Send:
         """For other routes: only a last message may have to wait."""
-        holds = self._holds
 
-        async def send_watched(message: Message) -> None:
-            if not request.recorded:
-                await send(message)
-                return
-            kind = message["type"]
-            if holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
-                await self._before_last(request)
-            await send(message)
-            if request.parked and kind == "websocket.send":
-                # A connection may last for days: what it used is not kept waiting for its end.
-                await self._settle(request, self._home.settings.commit_timeout_s)
+        def send_watched(message: Message) -> Awaitable[None]:
+            # Not a coroutine of its own: where nothing is recorded it costs no more than a look.
+            return self._send_recorded(request, send, message) if request.recorded else send(message)
 
-        return send_watched
+        return self._marked(send_watched)
+
+    async def _send_recorded(self, request: Scope, send: Send, message: Message) -> None:
+        kind = message["type"]
+        if self._holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
+            await self._before_last(request)
+        await send(message)
+        if request.parked and kind == "websocket.send":
+            # A connection may last for days: what it used is not kept waiting for its end.
+            await self._settle(request, self._home.settings.commit_timeout_s)
 
     async def _nested(self, outer: Scope, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Inside another middleware of the same `Metering`: one request, one context."""
@@ -228,13 +231,16 @@ class MeteringMiddleware:
         """However the request ended: name the customer of what was used, and leave what is still open."""
         try:
             # What is still being counted, or read, asks for its customer when nobody can wait any more.
-            if request.parked or self._recorder.naming.needs_waiting(request) or request.opened:
-                await self._name_customer(request)
+            await self._name_customer(request)
         finally:
-            self._leave(request, token, scope)
-            self._recorder.release(request)
-            for stream in request.streams:
-                stream.leave_progress()
+            self._close(request, token, scope)
+
+    def _close(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
+        self._leave(request, token, scope)
+        # Another thread may have put something aside until this very moment.
+        self._recorder.release(request)
+        for stream in request.streams:
+            stream.leave_progress()
 
     def _leave(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
         context.leave(request, token)

@@ -43,17 +43,23 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
     suffixes = tuple(p[1:] for p in patterns if p.startswith("*") and not _is_wild(p[1:]))
     others = [p for p in patterns if not p.startswith("*") or _is_wild(p[1:])]
     wild = re.compile("|".join(map(fnmatch.translate, others))).match if others else None
+    ends = (*suffixes, *map(_plain_end, others), "/")
 
     def matches(path: str) -> bool:
         # The common case is one call: a path that matches nothing. A trailing slash is the same route.
-        if path.endswith(suffixes) or (wild is not None and wild(path) is not None):
-            return True
-        return path.endswith("/") and _plain(path.rstrip("/"))
+        if not path.endswith(ends):
+            return False
+        return _plain(path) or (path.endswith("/") and _plain(path.rstrip("/")))
 
     def _plain(path: str) -> bool:
         return path.endswith(suffixes) or (wild is not None and wild(path) is not None)
 
     return matches
+
+
+def _plain_end(pattern: str) -> str:
+    """What every path that matches ends with."""
+    return re.split(r"[*?\]]", pattern)[-1]
 
 
 def _is_wild(pattern: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from llm_metering.capture.context import Scope, entered
 from llm_metering.capture.counter import INLINE_CHARS, decoded
-from llm_metering.capture.recorder import MAX_PARKED
+from llm_metering.capture.recorder import MAX_PARKED, new_id
 from llm_metering.capture.waiting import LateTicket, wait_for
 from llm_metering.customers import from_state
 from llm_metering.usage import Reading, Usage
@@ -415,3 +417,35 @@ def test_waiting_for_tickets_ends_with_the_last_of_them():
         return await wait_for(tickets, timeout_s=5)
 
     assert asyncio.run(main())
+
+
+def test_ids_of_threads_are_never_the_same():
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.extend(new_id() for _ in range(5000))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 20_000
+    assert {len(i) for i in found} == {32}
+
+
+def test_forked_children_draw_other_numbers_than_each_other():
+    """They begin with their parent's state; the time alone is not to keep their ids apart."""
+    script = """
+import os
+from llm_metering.capture.recorder import new_id
+for _ in range(3):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, "".join(new_id()[16:] for _ in range(20)).encode())
+        os._exit(0)
+    os.wait()
+    print(os.read(read, 10_000).decode())
+"""
+    lines = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    drawn = [line[n : n + 16] for line in lines for n in range(0, len(line), 16)]
+    assert len(drawn) == 60
+    assert len(set(drawn)) == 60
