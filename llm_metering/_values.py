@@ -49,6 +49,7 @@ else:
             if f.default is not dataclasses.MISSING:
                 known[f"_d_{f.name}"] = f.default
                 parameter = f"{f.name}=_d_{f.name}"
+                value = f.name if f.init else f"_d_{f.name}"
             elif f.default_factory is not dataclasses.MISSING:
                 known[f"_f_{f.name}"] = f.default_factory
                 parameter = f"{f.name}=_MISSING"

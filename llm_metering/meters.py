@@ -81,6 +81,8 @@ class TokenMeter:
     _plans: dict[tuple[str | None, ...], Plan] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _extra: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    """The dimensions that are not told by the record itself."""
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -98,6 +100,7 @@ class TokenMeter:
             ("types", types),
             ("weights", weights),
             ("models", models),
+            ("_extra", tuple(n for n in dimensions if n not in _OF_THE_RECORD)),
         ):
             object.__setattr__(self, name, value)
 
@@ -106,13 +109,9 @@ class TokenMeter:
 
     def lines(self, record: UsageRecord) -> tuple[Line, ...]:
         """What `record` adds to this meter."""
-        mine = record.dimensions
-        key = (
-            record.model,
-            record.provider,
-            record.provenance,
-            *[mine.get(name) for name in self.dimensions],
-        )
+        key: tuple[str | None, ...] = (record.model, record.provider, record.provenance)
+        if self._extra:
+            key += tuple([record.dimensions.get(name) for name in self._extra])
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MAX_PLANS:
@@ -155,6 +154,7 @@ Plan = Callable[[Usage], tuple[Line, ...]]
 """What one meter makes of the usage of one model and set of dimensions."""
 
 _MAX_PLANS = 4096
+_OF_THE_RECORD = frozenset(("model", "provider", "provenance", "token_type"))
 _EXACT = Context(prec=100)
 """Wide enough for 2**63 tokens at any weight allowed; the caller's decimal context is never used."""
 _every_leaf = attrgetter(*LEAVES)
@@ -181,6 +181,8 @@ def _summing(
     meter: TokenMeter,
     groups: list[tuple[tuple[tuple[str, str], ...], tuple[tuple[int, Decimal | None], ...]]],
 ) -> Plan:
+    if meter.weights is None and meter.aggregation != "count":
+        return _adding(meter, groups)
     name, customer_key, value_key = meter.event_name, meter.customer_key, meter.value_key
     aggregation = meter.aggregation
 
@@ -200,6 +202,35 @@ def _summing(
                     value = 1
                 found.append(Line(name, value, dimensions, customer_key, value_key, aggregation))
         return tuple(found)
+
+    return lines
+
+
+def _adding(
+    meter: TokenMeter,
+    groups: list[tuple[tuple[tuple[str, str], ...], tuple[tuple[int, Decimal | None], ...]]],
+) -> Plan:
+    """As `_summing`, for plain tokens: most meters, and so most records, come this way."""
+    name, customer_key, value_key = meter.event_name, meter.customer_key, meter.value_key
+    aggregation = meter.aggregation
+    every_dimensions = tuple(dimensions for dimensions, _ in groups)
+    place = {index: number for number, (_, parts) in enumerate(groups) for index, _ in parts}
+    # What the meter does not take is added up in a place of its own.
+    places = tuple(place.get(index, len(groups)) for index in range(len(LEAVES)))
+    zeros = (0,) * (len(groups) + 1)
+
+    def lines(usage: Usage) -> tuple[Line, ...]:
+        sums = [*zeros]
+        for count, number in zip(_every_leaf(usage), places):  # noqa: B905  (of one length; strict costs)
+            if count:
+                sums[number] += count
+        return tuple(
+            [
+                Line(name, value, dimensions, customer_key, value_key, aggregation)
+                for dimensions, value in zip(every_dimensions, sums)  # noqa: B905  (the last is left out)
+                if value
+            ]
+        )
 
     return lines
 

@@ -21,6 +21,7 @@ class Ours:
     counts: tuple[int, ...] = ()
     more: Mapping[str, str] = field(default_factory=dict)
     _cache: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _size: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -92,12 +93,13 @@ def test_default_factories_are_called_for_each():
     assert one.more == {}
     assert one.more is not other.more
     assert one._cache is not other._cache
+    assert one._size == 0
 
 
 def test_dataclasses_own_functions_know_it():
     value = Ours("a", [1, 2])  # type: ignore[arg-type]
     assert dataclasses.is_dataclass(value)
-    assert [f.name for f in fields(value)] == ["name", "counts", "more", "_cache"]
+    assert [f.name for f in fields(value)] == ["name", "counts", "more", "_cache", "_size"]
     assert replace(value, name="b") == Ours("b", (1, 2))
     assert asdict(Usage(input=3))["input"] == 3
     assert value.total == 3

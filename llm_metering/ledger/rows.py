@@ -50,6 +50,8 @@ class LineKeys:
         self._db = db
         self._numbers: dict[_Key, int] = {}
         self._keys: dict[int, LineKey] = {}
+        self._seen: dict[int, tuple[_Key, int]] = {}
+        """Numbers by the identity of the dimensions, which are kept here and so keep it."""
 
     def number(self, key: LineKey) -> int:
         found = self._numbers.get(key)
@@ -57,20 +59,30 @@ class LineKeys:
 
     def pairs_json(self, lines: Sequence[Line]) -> str:
         """What `usage.lines` holds: the number of each line's key, and its value."""
-        known = self._numbers.get
         pairs = []
         for line in lines:
-            # The plain tuple equals its LineKey and costs a third of making one.
-            key = (line.event_name, line.dimensions, line.customer_key, line.value_key, line.aggregation)
-            number = known(key)
-            if number is None:
-                number = self._give(key_of(line))
+            number = self._number_of(line)
             value = line.value
             if type(value) is int:
                 pairs.append(f"[{number},{value}]")
             else:
                 pairs.append(f'[{number},"{plain(checked(value))}"]')
         return f"[{','.join(pairs)}]"
+
+    def _number_of(self, line: Line) -> int:
+        # A meter gives all lines of one kind the very same dimensions, whose hash would cost more.
+        dimensions = line.dimensions
+        key = (line.event_name, dimensions, line.customer_key, line.value_key, line.aggregation)
+        seen = self._seen.get(id(dimensions))
+        if seen is not None and seen[0] == key:
+            return seen[1]
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._give(key_of(line))
+        if len(self._seen) >= _MAX_CACHED:
+            self._seen.clear()
+        self._seen[id(dimensions)] = key, number
+        return number
 
     def key(self, number: int) -> LineKey:
         found = self._keys.get(number)
@@ -82,6 +94,7 @@ class LineKeys:
     def forget(self) -> None:
         self._numbers.clear()
         self._keys.clear()
+        self._seen.clear()
 
     def _give(self, key: LineKey) -> int:
         if len(self._numbers) > 50 * _MAX_CACHED:
