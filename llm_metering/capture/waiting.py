@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..ledger.tickets import all_committed
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -17,9 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 async def wait_for(tickets: Sequence[Ticket], *, timeout_s: float) -> bool:
     """Wait until every ticket is done; False if the time ran out. Works under asyncio and trio."""
-    loop = asyncio_loop()
-    if loop is not None:
-        return await _wait_on_asyncio(loop, tickets, timeout_s)
+    if asyncio_loop() is not None:
+        return await all_committed(tickets, timeout_s)
     from anyio import move_on_after, to_thread
 
     with move_on_after(timeout_s):
@@ -54,31 +55,6 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-async def _wait_on_asyncio(
-    loop: asyncio.AbstractEventLoop, tickets: Sequence[Ticket], timeout_s: float
-) -> bool:
-    import asyncio
-
-    left = len(tickets)
-    all_done: asyncio.Future[None] = loop.create_future()
-
-    def one_done() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0 and not all_done.done():
-            all_done.set_result(None)
-
-    def from_writer() -> None:
-        # The loop may be gone by the time the disk answers; then nobody waits any more.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(one_done)
-
-    for ticket in tickets:
-        ticket.add_done_callback(from_writer)
-    await asyncio.wait((all_done,), timeout=timeout_s)
-    return all_done.done()
 
 
 class LateTicket:
