@@ -13,6 +13,7 @@ from .errors import (
     MissingExtra,
     UnreadableResponse,
 )
+from .health import Health, health_endpoint
 from .ledger.memory import MemoryLedger
 from .ledger.sqlite import SqliteLedger
 from .metering import Metering
@@ -29,6 +30,7 @@ __all__ = [
     "Alarm",
     "BillingError",
     "ConfigurationError",
+    "Health",
     "Ledger",
     "LedgerError",
     "LedgerInUse",
@@ -54,6 +56,7 @@ __all__ = [
     "from_auth",
     "from_header",
     "from_state",
+    "health_endpoint",
     "read_response",
     "read_stream",
 ]

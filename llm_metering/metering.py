@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet, ref
 
 from . import customers
+from ._redact import one_line
 from .capture import context
 from .capture.counter import Counter
 from .capture.recorder import Recorder
 from .errors import AccountMismatch, ConfigurationError, MeteringError
 from .flusher import Flusher
 from .handover import Handover
+from .health import Health
 from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, lines_of
-from .protocols import Alarm, Ledger, LedgerStatus, Sender, Ticket
+from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender, Ticket
 from .settings import Settings
 from .settling import Settler
 from .telemetry import LogTelemetry
@@ -78,8 +80,9 @@ class Metering:
         self.telemetry = LogTelemetry(on_alarm=on_alarm)
         self.now = now
         self.sender = sender if sender is not None else _sender(settings)
+        self._ledger = _ledger(settings.ledger if ledger is None else ledger, settings)
         self._writer = Writer(
-            _ledger(settings.ledger if ledger is None else ledger, settings),
+            self._ledger,
             lines_of=partial(lines_of, meters=self.meters),
             telemetry=self.telemetry,
             now=now,
@@ -191,6 +194,37 @@ class Metering:
         """The ledger at a glance. It reads the books beside the writer, which is not held up."""
         books = self.run_on_ledger(lambda ledger: ledger.view())
         return books.status(now=self.now())
+
+    def health(self) -> Health:
+        """Whether usage is safe right now. Quick, never raises, and waits for neither the writer nor Stripe.
+
+        Call it from a thread where an event loop must not wait for the disk, as `health_endpoint` does.
+        """
+        reasons = []
+        if not self._started:
+            reasons.append("metering is stopped" if self._stopped else "metering has not started")
+        if problem := self._writer.problem:
+            reasons.append(f"usage cannot be written: {problem}")
+        elif not self._writer.has_room():
+            reasons.append("there is no room for more usage")
+        pulse = Pulse()
+        try:
+            pulse = self._ledger.view().pulse()
+        except MeteringError as exc:
+            reasons.append(f"the ledger cannot be read: {exc}")
+        except Exception as exc:
+            self.telemetry.failure("metering.health", exc)
+            reasons.append("the ledger cannot be read")
+        since = pulse.oldest_pending_at
+        return Health(
+            ready=not reasons,
+            reasons=tuple(one_line(reason) for reason in reasons),
+            queued_records=self._writer.queued,
+            oldest_pending_age_s=None if since is None else max(self.now() - since, 0.0),
+            paused=None if pulse.paused is None else one_line(pulse.paused),
+            disk_free_bytes=pulse.disk_free_bytes,
+            counters=self.telemetry.snapshot(),
+        )
 
     def run_on_ledger(self, function: Callable[[Ledger], T]) -> T:
         """Run a function of the ledger on the thread that owns it, such as one that reads `balances()`.

@@ -222,6 +222,17 @@ class Alarm:
     data: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
 
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The few facts of a ledger that can be read at any moment for little."""
+
+    oldest_pending_at: float | None = None
+    """`used_at` of the oldest usage that Stripe has not accepted, Unix seconds."""
+    paused: str | None = None
+    """Why sending is paused, None if it is not."""
+    disk_free_bytes: int | None = None
+
+
 class Books(Protocol):
     """What can be read of a ledger, by the one who writes it or beside them."""
 
@@ -230,6 +241,9 @@ class Books(Protocol):
     def status(self, *, now: float) -> LedgerStatus: ...
 
     def usage_sums(self) -> list[UsageSum]: ...
+
+    def pulse(self) -> Pulse:
+        """A few facts, for a probe that comes every second; `status` reads all usage."""
 
     def events(
         self,

@@ -35,6 +35,7 @@ FLOORS = {
     "delivery": 4,
     "flusher": 4,
     "handover": 4,
+    "health": 4,
     "settling": 4,
     "metering": 5,
     "billing": 6,

@@ -31,6 +31,7 @@ from ..protocols import (
     LedgerStatus,
     Outcome,
     Progress,
+    Pulse,
     RecordRow,
     State,
     Transition,
@@ -245,6 +246,12 @@ class MemoryLedger:
     def usage_sums(self) -> list[UsageSum]:
         with self._lock:
             return self._tally().usage_sums()
+
+    def pulse(self) -> Pulse:
+        with self._lock:
+            oldest = [u.record.used_at for u in self._store.usage.values() if u.billable]
+            oldest += [e.event.timestamp for e in self._waiting()]
+            return Pulse(min(oldest, default=None), self._paused())
 
     def status(self, *, now: float) -> LedgerStatus:
         with self._lock:

@@ -30,6 +30,7 @@ from ..protocols import (
     LedgerStatus,
     Outcome,
     Progress,
+    Pulse,
     RecordRow,
     State,
     Transition,
@@ -339,6 +340,9 @@ class SqliteLedger:
 
     def balances(self) -> list[Balance]:
         return self.view().balances()
+
+    def pulse(self) -> Pulse:
+        return self.view().pulse()
 
     def status(self, *, now: float) -> LedgerStatus:
         return self.view().status(now=now)

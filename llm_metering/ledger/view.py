@@ -13,7 +13,17 @@ from pathlib import Path
 
 from ..decisions import Decision, Pause, Ruling
 from ..errors import LedgerError
-from ..protocols import Balance, EventHistory, EventRow, EventSum, LedgerStatus, RecordRow, State, UsageSum
+from ..protocols import (
+    Balance,
+    EventHistory,
+    EventRow,
+    EventSum,
+    LedgerStatus,
+    Pulse,
+    RecordRow,
+    State,
+    UsageSum,
+)
 from . import folder as files
 from . import histories, rows, rulings, schema, spool
 from .books import Tally, UsageRow
@@ -35,6 +45,12 @@ _COUNTS = f"""
 """
 
 
+_PULSE = f"""
+    SELECT (SELECT min(used_at) FROM usage WHERE {_BILLABLE}),
+        (SELECT min(timestamp) FROM meter_event WHERE next_attempt_at IS NOT NULL),
+        (SELECT min(timestamp) FROM meter_event WHERE state = 'SENDING'),
+        (SELECT value FROM meta WHERE name = 'paused')
+"""
 _CHUNK = 10_000
 
 
@@ -52,6 +68,20 @@ class LedgerView:
 
     def usage_sums(self) -> list[UsageSum]:
         return self._tally(events=False).usage_sums()
+
+    def pulse(self) -> Pulse:
+        found: list[float] = []
+        paused: list[str] = []
+
+        def read(db: sqlite3.Connection, _: str) -> None:
+            *times, why = db.execute(_PULSE).fetchone()
+            found.extend(at for at in times if at is not None)
+            paused.extend([why] if why else [])
+
+        self._each(read)
+        pause = spool.pause_of(self._folder)
+        why = next(iter(paused), None) if pause is None else f"by {pause.who}: {pause.why}"
+        return Pulse(min(found, default=None), why, files.free_bytes(self._folder))
 
     def status(self, *, now: float) -> LedgerStatus:
         glance = _Glance()
