@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test quick lint types format bench simulate mutants clean
+.PHONY: help demo test quick lint types format bench simulate mutants soak clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -46,6 +46,10 @@ simulate: $(READY) ## Random lives on a virtual clock: make simulate SEEDS=10000
 
 mutants: $(READY) ## Take each protection out of a copy, and prove that a test turns red
 	$(BIN)/python tools/mutants.py
+
+MINUTES ?= 10
+soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak MINUTES=10
+	$(BIN)/python tools/soak.py --minutes $(MINUTES)
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
