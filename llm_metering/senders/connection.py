@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import field
@@ -21,6 +20,7 @@ from .._values import dataclass
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -207,6 +207,8 @@ class Connection:
             raise NoAnswer(False, exc) from exc
 
     def _dial(self, deadline: float) -> socket.socket:
+        import socket
+
         endpoint = self._endpoint
         to = endpoint.proxy or endpoint
         sock = self._reach(to.host, to.port, deadline)
@@ -224,6 +226,8 @@ class Connection:
             raise
 
     def _reach(self, host: str, port: int, deadline: float) -> socket.socket:
+        import socket
+
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = OSError(f"no address for {host}")
         for i, (family, kind, protocol, _, address) in enumerate(addresses):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import timezone
 from typing import Any
 
 from .._redact import one_line
@@ -161,6 +160,7 @@ def _retry_after_s(text: str | None, now: float) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
+        from datetime import timezone
         from email.utils import parsedate_to_datetime
 
         try:

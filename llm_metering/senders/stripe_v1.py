@@ -6,12 +6,10 @@ It has no retries: the ledger must see every attempt.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -64,6 +62,8 @@ class StripeSender:
         stripe_version: str = STRIPE_VERSION,
         now: Callable[[], float] = time.time,
     ) -> None:
+        from hashlib import sha256  # loads OpenSSL
+
         key = checked_key(api_key)
         if not re.fullmatch(r"[\w.-]+", stripe_version, re.ASCII):
             raise ConfigurationError(f"stripe_version={stripe_version!r} is not a version of Stripe's API")
@@ -72,7 +72,7 @@ class StripeSender:
         self._timeout_s = timeout_s
         self._now = now
         self._account = _account_in(key)
-        digest = hashlib.sha256(f"{key} {endpoint.authority}{endpoint.prefix}".encode()).hexdigest()[:16]
+        digest = sha256(f"{key} {endpoint.authority}{endpoint.prefix}".encode()).hexdigest()[:16]
         self.key_hint = f"{self._mode}:{digest}"
         self._heads = _heads(endpoint, key, stripe_version)
         self._pool = Pool(endpoint, tls_context)
@@ -107,7 +107,7 @@ class StripeSender:
 
     def _send(self, event: MeterEvent) -> Outcome:
         body = form_of(event)
-        head = self._heads["POST"] % (uuid.uuid4().hex.encode(), len(body))
+        head = self._heads["POST"] % (os.urandom(16).hex().encode(), len(body))
         outcome, _ = self._exchange(head + body, event.identifier, HALFWAY)
         return outcome
 
