@@ -110,6 +110,7 @@ def assert_what_was_produced_is_billed(world: Any, produced: dict[str, int]) -> 
     for id_, words in produced.items():
         if words == 0:
             continue  # it had said nothing yet
+        assert id_ in recorded, f"{words} words of {id_} left no trace"
         billed = sum(int(n) for kind, n in recorded[id_].tokens.items() if kind.token_type == "output")
         short = words - billed
         # Two seconds between rows, and what was on its way from the provider to us.
