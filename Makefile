@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test quick lint types format bench simulate mutants soak clean
+.PHONY: help demo test quick again lint types format bench simulate mutants soak clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -25,7 +25,10 @@ test: $(READY) ## All tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 quick: $(READY) ## The tests that take no time
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+
+again: $(READY) ## Those that failed last, one after another
+	$(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none
 
 lint: $(READY) ## Style and types
 	$(BIN)/ruff check .
