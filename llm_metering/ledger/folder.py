@@ -15,17 +15,19 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import AccountMismatch, LedgerError
 from . import schema
+from .homes import Home, from_json
 
 Connect = Callable[..., sqlite3.Connection]
 
 _PREFIX, _SUFFIX = "lane-", ".db"
 _BUSY_S = 5.0
-_MARK_AT = 256
+_MARK_AT, _SEND_MARKS_AT, _MARK_BYTES = 256, 277, 21
 _WAL_LIMIT = 64 * 1024 * 1024
 
 
@@ -85,11 +87,18 @@ def lock(folder: Path, name: str) -> int | None:
     return fd
 
 
-def sign(fd: int) -> None:
-    """Write into a lock who holds it, for people who look."""
-    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()[:100]})
+def sign(fd: int, home: Home) -> None:
+    """Write into a lock who holds it, for people who look, and where its lane is at home."""
+    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()[:60], "home": asdict(home)})
     with suppress(OSError):  # a full disk must not stop the start
         os.pwrite(fd, note.encode().ljust(_MARK_AT - 1) + b"\n", 0)
+
+
+def signed_home(fd: int) -> Home | None:
+    """Where its lane was at home when it was last held."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return from_json(json.dumps(json.loads(os.pread(fd, _MARK_AT, 0))["home"]))
+    return None
 
 
 def set_mark(fd: int, records: int) -> None:
@@ -105,6 +114,20 @@ def mark(fd: int) -> int:
     """The number that was noted last, 0 if none was."""
     text = os.pread(fd, 20, _MARK_AT)
     return int(text) if text.isdigit() else 0
+
+
+def set_send_marks(fd: int, freezes: int, attempts: int) -> None:
+    """Note how many freezes and attempts to send the file holds. A file that holds fewer has forgotten what
+    it froze or sent, and would do it again under other names."""
+    with suppress(OSError):
+        os.pwrite(fd, b"%020d\n%020d\n" % (freezes, attempts), _SEND_MARKS_AT)
+
+
+def send_marks(fd: int) -> tuple[int, int]:
+    """The numbers of freezes and attempts that were noted last, 0 where none were."""
+    texts = [os.pread(fd, 20, _SEND_MARKS_AT + at) for at in (0, _MARK_BYTES)]
+    freezes, attempts = (int(text) if text.isdigit() else 0 for text in texts)
+    return freezes, attempts
 
 
 def create_lane(folder: Path, name: str, connect: Connect) -> None:
@@ -158,9 +181,9 @@ def read_lane(path: Path) -> sqlite3.Connection:
     )
 
 
-def set_apart(folder: Path, name: str, *, now: float) -> Path:
-    """Move a damaged lane out of the way, with its log, for a person to look at. Nothing is deleted."""
-    apart = folder / "damaged"
+def set_apart(folder: Path, name: str, *, now: float, into: str = "damaged") -> Path:
+    """Move a lane out of the way, with its log, for a person to look at. Nothing is deleted."""
+    apart = folder / into
     with suppress(FileExistsError):
         apart.mkdir(mode=0o700)
     target = apart / f"{_PREFIX}{name}-{int(now)}{_SUFFIX}"

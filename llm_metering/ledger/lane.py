@@ -22,6 +22,7 @@ from .attempts import Attempts, Pair
 from .freezing import Draft, bucket_of, drafts, meter_event
 from .lines import plain
 from .rulings import Rulings
+from .suspicion import Kept, suspect
 
 _INSERT_PROGRESS = f"""
     INSERT INTO progress ({rows.RECORD})
@@ -57,6 +58,7 @@ class Lane:
         new_id: Callable[[], str],
         random: Callable[[], float],
         mark: Callable[[int], None] = lambda _: None,
+        mark_sends: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self.name = name
         self.db = db
@@ -64,6 +66,8 @@ class Lane:
         self.attempts = Attempts(db, random)
         self.rulings = Rulings(db, new_id)
         self._mark = mark
+        self._mark_sends = mark_sends
+        self.freezes, self.tries = self._count_sends()
         self._keys = rows.LineKeys(db)
         self._records = rows.RecordRows(self._keys)
         self._clock: float | None = None
@@ -117,6 +121,35 @@ class Lane:
             self.set_meta(_GAPS, str(gaps))
         return cut + max(gaps - known, 0)
 
+    def suspect(self, why: str, *, now: float, **facts: str) -> Kept:
+        """Let nothing of this lane go out by itself, and note the facts that go with that."""
+        with self._transaction():
+            kept = suspect(self.db, self.name, why, now=now)
+            for name, value in facts.items():
+                self._set_meta(name, value)
+            failpoint("in_suspicion")
+        self.mark_all()
+        return kept
+
+    def mark_all(self) -> None:
+        """What is there is what counts from now on."""
+        self._mark(self.last_seq())
+        self.freezes, self.tries = self._count_sends()
+        self._mark_sends(self.freezes, self.tries)
+
+    def _count_sends(self) -> tuple[int, int]:
+        freezes, tries = self.db.execute(
+            "SELECT (SELECT max(id) FROM freeze), (SELECT sum(attempts) FROM meter_event)"
+        ).fetchone()
+        return freezes or 0, tries or 0
+
+    def _note_sends(self, *, tries: int = 0) -> None:
+        """Before what was frozen or claimed can go out, it is noted beside the file."""
+        if not tries:
+            (self.freezes,) = self.db.execute("SELECT coalesce(max(id), 0) FROM freeze").fetchone()
+        self.tries += tries
+        self._mark_sends(self.freezes, self.tries)
+
     # ---- freezing
 
     def freeze(self, *, now: float, bucket_s: int, everything: bool) -> int:
@@ -132,6 +165,8 @@ class Lane:
                 after = end
             failpoint("in_freeze")
         failpoint("after_freeze")
+        if made:
+            self._note_sends()
         return made
 
     def _next_bucket(self, after: float | None, bucket_s: int) -> tuple[int, int] | None:
@@ -191,6 +226,7 @@ class Lane:
             return []
         with self._transaction():
             claims = self.attempts.start(heads, self.name, now, lease_s)
+        self._note_sends(tries=len(claims))
         failpoint("after_claim")
         return claims
 
@@ -219,6 +255,7 @@ class Lane:
             claims = attempts.start(heads, self.name, now, lease_s)
         failpoint("after_finish")
         if claims:
+            self._note_sends(tries=len(claims))
             failpoint("after_claim")
         return transitions, claims
 

@@ -6,34 +6,21 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from weakref import WeakSet
 
 from ..errors import LedgerError
 from ..protocols import Alarm, Transition
 from . import folder as files
-from . import schema, spool
+from . import spool
 from .lane import Lane, has_work
 from .room import Room
+from .taking import Held, Taker, drop
 
-_HOLDER = "holder"
-_CHECK_UP_TO = 512 * 1024 * 1024
-"""Larger files are not read through at the start (a second a gigabyte)."""
 _IDLE_UP_TO = 64 * 1024 * 1024
 """A file is read through when it is taken, and usage waits for that."""
 _abandoned: list[object] = []
 _watched: WeakSet[Lanes] = WeakSet()
-
-
-@dataclass(slots=True)
-class _Held:
-    """A lane whose lock is ours."""
-
-    lane: Lane
-    lock: int
-    inode: int
 
 
 class Lanes:
@@ -59,14 +46,22 @@ class Lanes:
         """What taking over changed, until someone asks."""
         self.alarms: list[Alarm] = []
         self._new_id = new_id
-        self._random = random
         self._adopt_after_s = adopt_after_s
         self._connect = connect
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._holder = ""
         self._free_since: dict[str, float] = {}
         self._nothing_to_do: dict[str, object] = {}
         self._left_alone: set[str] = set()
+        self._taker = Taker(
+            folder,
+            new_id=new_id,
+            random=random,
+            connect=connect,
+            room=room,
+            alarm=self.alarm,
+            leave_alone=self._left_alone.add,
+        )
         _watch_forks(self)
 
     def __bool__(self) -> bool:
@@ -77,9 +72,10 @@ class Lanes:
         files.prepare(self.folder)
         self.forked = False
         self._holder = self._holder or os.urandom(8).hex()
+        self._taker.finish_salvages()
         for name in files.lane_names(self.folder):
-            if self._take(name, now):
-                self.own = name
+            if taken := self._take(name, now):
+                self.own = taken
                 break
         else:
             self.own = self._make(now)
@@ -195,62 +191,15 @@ class Lanes:
         self._free_since, self.recovered, self.alarms = {}, [], []
         self.forked = True
 
-    def _take(self, name: str, now: float) -> bool:
-        """Take a lane if it is free and sound, and tidy up what its last holder left under way."""
-        fd = files.lock(self.folder, name)
-        if fd is None:
-            return False
-        db: sqlite3.Connection | None = None
-        path = files.lane_path(self.folder, name)
-        size = 0
-        try:
-            size = path.stat().st_size  # opening an empty file makes it grow
-            db = files.open_lane(path, self._connect)
-            if problem := _foreign(db):
-                self._leave_alone(name, *problem)
-            else:
-                if size <= _CHECK_UP_TO:
-                    _check(db)
-                lane = Lane(
-                    name, db, new_id=self._new_id, random=self._random, mark=partial(files.set_mark, fd)
-                )
-                self._check_records(lane, files.mark(fd))
-                self.recovered += self._recover(lane, now)
-                self._held[name] = _Held(lane, fd, path.stat().st_ino)
-                files.sign(fd)
-                return True
-        except sqlite3.DatabaseError as exc:
-            if not _is_damage(exc):
-                _drop(db, fd)
-                if self.room.strike(exc, [name]):
-                    return self._take(name, now)  # the ballast that was kept with it
-                raise
-            _close(db)
-            db = None
-            self._set_apart(name, size, exc, now)
-        except BaseException:
-            _drop(db, fd)
-            raise
-        _drop(db, fd)
-        return False
-
-    def _check_records(self, lane: Lane, marked: int) -> None:
-        if lost := lane.find_lost(marked):
-            self.alarm(
-                "ledger.records_lost",
-                f"lane {lane.name} has lost {lost} records that were committed (a damaged log, a lying disk "
-                "or an old copy put in its place); what is there is billed",
-                lane=lane.name,
-                records=lost,
-            )
-
-    def _recover(self, lane: Lane, now: float) -> list[Transition]:
-        if lane.meta(_HOLDER) == self._holder:
-            return []  # we closed it and nobody had it since: its streams and attempts are still ours
-        lane.tell_time(now)
-        changed = lane.recover(now=now)
-        lane.set_meta(_HOLDER, self._holder)
-        return changed
+    def _take(self, name: str, now: float) -> str:
+        """Take a lane if it is free and sound; the name it has then, "" if it was not."""
+        self._taker.holder = self._holder
+        held = self._taker.take(name, now)
+        if held is None:
+            return ""
+        self.recovered += held.changed
+        self._held[held.lane.name] = held
+        return held.lane.name
 
     def _make(self, now: float) -> str:
         for _ in range(5):
@@ -294,42 +243,6 @@ class Lanes:
         os.close(fd)
         return now - self._free_since.setdefault(name, now) >= self._adopt_after_s
 
-    def _leave_alone(self, name: str, alarm: str, problem: str) -> None:
-        self._left_alone.add(name)
-        self.alarm(alarm, f"lane {name} is left alone: {problem}", lane=name)
-
-    def _set_apart(self, name: str, size: int, exc: sqlite3.Error, now: float) -> None:
-        target = files.set_apart(self.folder, name, now=now)
-        self.alarm(
-            "ledger.damaged",
-            f"lane {name} ({size} bytes) is damaged ({exc}) and was moved to {target}; what it held and "
-            "had not been sent is not billed until it is salvaged",
-            lane=name,
-            bytes=size,
-            path=str(target),
-        )
-
-
-def _foreign(db: sqlite3.Connection) -> tuple[str, str] | None:
-    """Why a lane is not ours to touch: the alarm's name and what to say."""
-    version = schema.version_of(db)
-    if version is None:
-        raise sqlite3.DatabaseError("it has no tables of ours")
-    if version > schema.VERSION:
-        return "ledger.newer_schema", f"a newer version of llm_metering wrote it (schema {version})"
-    return None
-
-
-def _check(db: sqlite3.Connection) -> None:
-    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(str(found))
-
-
-def _is_damage(exc: sqlite3.DatabaseError) -> bool:
-    # A plain DatabaseError is SQLITE_CORRUPT or SQLITE_NOTADB; full disks and the like are subclasses.
-    return type(exc) is sqlite3.DatabaseError
-
 
 def _signature(path: Path) -> object:
     with suppress(FileNotFoundError):
@@ -338,20 +251,8 @@ def _signature(path: Path) -> object:
     return None
 
 
-def _let_go(held: _Held) -> None:
-    _drop(held.lane.db, held.lock)
-
-
-def _drop(db: sqlite3.Connection | None, fd: int) -> None:
-    # The file first: a lane without its lock is free for others.
-    _close(db)
-    os.close(fd)
-
-
-def _close(db: sqlite3.Connection | None) -> None:
-    if db is not None:
-        with suppress(sqlite3.Error):
-            db.close()
+def _let_go(held: Held) -> None:
+    drop(held.lane.db, held.lock)
 
 
 def _watch_forks(lanes: Lanes) -> None:

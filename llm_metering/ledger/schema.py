@@ -130,14 +130,31 @@ is a JSON number if whole and a string in plain decimal notation if not. `freeze
 freeze. `meter_event.next_attempt_at` is set only while PENDING or AMBIGUOUS."""
 
 
+STEPS: dict[int, str] = {}
+"""What leads from a version to the next: statements parted by ";\\n", such as {1: "ALTER TABLE usage ADD …"}.
+A new file is made from version 1 by the same steps, so that old and new files are alike."""
+
+
 def create(db: sqlite3.Connection) -> None:
     """Make the tables in one transaction."""
     db.execute("BEGIN IMMEDIATE")
-    for statement in TABLES.split(";\n"):
-        db.execute(statement)
+    _run(db, TABLES)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("PRAGMA user_version = 1")
+    for version in range(1, VERSION):
+        step(db, version)
     db.execute("COMMIT")
+
+
+def step(db: sqlite3.Connection, version: int) -> None:
+    """Lead from a version to the next, inside a transaction."""
+    _run(db, STEPS[version])
+    db.execute(f"PRAGMA user_version = {version + 1}")
+
+
+def _run(db: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        db.execute(statement)
 
 
 def version_of(db: sqlite3.Connection) -> int | None:

@@ -84,6 +84,18 @@ OF_DECISIONS = ("decision_posted", "in_decision", "after_decision")
 """Tried in test_decisions."""
 
 
+OF_TAKING = (
+    "after_backup",
+    "in_migration",
+    "after_migration",
+    "in_suspicion",
+    "after_suspicion",
+    "after_salvage",
+    "after_set_apart",
+)
+"""Tried in test_migrations.py, test_copies.py and test_damage.py."""
+
+
 def recover(folder: Path) -> SqliteLedger:
     """What the next process does, until nothing is left to do."""
     now = T0 + 100 * BUCKET
@@ -126,7 +138,7 @@ def test_killed_at_any_point_all_that_was_acknowledged_is_billed_once(tmp_path, 
 def test_every_point_of_the_ledger_is_tried_here():
     source = "".join(p.read_text() for p in (ROOT / "llm_metering/ledger").glob("*.py"))
     named = {part.split('"')[1] for part in source.split("failpoint(")[1:]}
-    assert named <= {*POINTS, *OF_DECISIONS}
+    assert named <= {*POINTS, *OF_DECISIONS, *OF_TAKING}
     assert len(named) >= 7
 
 

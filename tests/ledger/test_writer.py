@@ -476,9 +476,10 @@ def test_a_lane_that_breaks_in_use_is_set_apart_and_recording_goes_on(tmp_path, 
     ticket = writer.put(record("after"))
     assert ticket.wait(WAIT_S)
     assert ticket.error is None
-    assert ledger.lane != lane
     assert heard.alarm_names == ["ledger.cannot_write", "ledger.damaged", "ledger.writing_again"]
-    assert rows(tmp_path / "ledger", "SELECT id FROM usage") == [("after",)]
+    kept = [id_ for (id_,) in rows(tmp_path / "ledger", "SELECT id FROM usage")]
+    assert "after" in kept
+    assert 200 < len(kept) <= 301, "what can be read was salvaged"
     assert list((tmp_path / "ledger" / "damaged").glob(f"lane-{lane}-*.db"))
 
 

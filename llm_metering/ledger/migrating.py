@@ -1,0 +1,71 @@
+"""Brings the file of an older version up to this one, one number at a time, with a backup beside it.
+
+It runs where a lane is taken, under its lock. The backup is whole and on disk before the first change; each
+step is one transaction that also counts the number up, so a crash leaves a file of one version or the next.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from .._failpoints import failpoint
+from . import schema
+
+
+def migrate(folder: Path, name: str, db: sqlite3.Connection) -> Path | None:
+    """Bring an open lane up to `schema.VERSION`; return the backup, None if nothing was to do."""
+    version = schema.version_of(db)
+    if version is None or version >= schema.VERSION:
+        return None
+    backup = back_up(folder, name, db, version)
+    failpoint("after_backup")
+    bring_up(db)
+    failpoint("after_migration")
+    return backup
+
+
+def bring_up(db: sqlite3.Connection) -> None:
+    """Take each step that is missing."""
+    while (version := schema.version_of(db)) is not None and version < schema.VERSION:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            schema.step(db, version)
+            failpoint("in_migration")
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+
+def back_up(folder: Path, name: str, db: sqlite3.Connection, version: int) -> Path:
+    """A whole copy of the lane, on disk when this returns. A later one of the same version replaces it: it
+    is made before the file changes, so it holds no less."""
+    place = folder / "backups"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    target = place / f"lane-{name}-schema{version}.db"
+    draft = place / f".{target.name}.{os.getpid()}"
+    try:
+        with closing(sqlite3.connect(draft)) as copy:
+            draft.chmod(0o600)
+            db.backup(copy)
+        for path in (draft, None, place):
+            if path is None:
+                draft.rename(target)
+            else:
+                _sync(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
