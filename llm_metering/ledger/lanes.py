@@ -122,6 +122,12 @@ class Lanes:
         self.room.settle_in(own)
         return before
 
+    def take(self, name: str, *, now: float) -> Lane | None:
+        """A lane that nobody else holds, until `release`."""
+        if name not in self._held and name not in self._left_alone:
+            self._take(name, now)
+        return self.get(name)
+
     def let_go(self, name: str) -> None:
         """Let another process take it."""
         if held := self._held.pop(name, None):

@@ -153,5 +153,5 @@ def _second(at: float) -> str:
 def merge(decision: Decision, found: Sequence[Ruling]) -> list[Ruling]:
     """One ruling for each subject, in the order in which they were named."""
     by_subject = {ruling.subject: ruling for ruling in found}
-    missing = "it is not in a part of the ledger that this process holds"
+    missing = "it is nowhere in the ledger, or where another process holds it"
     return [by_subject.get(s) or Ruling(s, refused=missing) for s in decision.subjects]

@@ -410,7 +410,7 @@ class SqliteLedger:
         return lane
 
     def _decide(self, what: What, subjects: Sequence[str], who: str, why: str, now: float) -> list[Ruling]:
-        """In the lanes that we hold; what lies in others is for the desk, which asks their holders."""
+        """In our lanes and those of nobody; what lies in others is for the desk, which asks their holders."""
         lanes = self._all(now)
         if not subjects:
             return []
@@ -423,7 +423,21 @@ class SqliteLedger:
         for lane in lanes[:1] if pausing else lanes:
             if mine := lane.rulings.knows(decision):
                 found += lane.carry_out(replace(decision, subjects=tuple(mine)), now=now)
+        if not pausing:
+            found += self._decide_elsewhere(decision, {ruling.subject for ruling in found}, now)
         return merge(decision, found)
+
+    def _decide_elsewhere(self, decision: Decision, done: set[str], now: float) -> list[Ruling]:
+        """In lanes that nobody holds, because nothing in them goes on by itself."""
+        places: dict[str, list[str]] = {}
+        for subject in decision.subjects:
+            if subject not in done and (history := self.history(subject)) is not None:
+                places.setdefault(history.row.lane, []).append(subject)
+        found: list[Ruling] = []
+        for name, subjects in places.items():
+            if lane := self._lanes.take(name, now=now):
+                found += lane.carry_out(replace(decision, subjects=tuple(subjects)), now=now)
+        return found
 
     def _drained(self, write: Callable[[], T]) -> T:
         """Write what must not be lost: on a full disk once more, with the ballast given up."""

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from llm_metering import _failpoints
-from llm_metering.decisions import Decision, decision_from_json, decision_to_json, new_decision_id
+from llm_metering.decisions import Decision, Ruling, decision_from_json, decision_to_json, new_decision_id
 from llm_metering.errors import LedgerError
-from llm_metering.ledger import SqliteLedger, spool
+from llm_metering.ledger import LedgerView, SqliteLedger, spool
 from llm_metering.ledger.desk import Desk
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, line, rows, totals
-from tests.ledger.test_crashes import OF_DECISIONS
+from tests.ledger.test_crashes import OF_DECISIONS, Brittle, brittle, insist
 
 DONE = T0 + BUCKET
 DAY = 86_400.0
@@ -525,6 +525,24 @@ def test_a_folder_that_cannot_be_written_says_so(folder, service):
         desk(folder).decide("replay", where(service, "a"), **BY)
 
 
+def test_a_process_decides_what_lies_in_a_lane_that_nobody_holds(folder, service):
+    (dead,) = event_in(service, "refused_data")
+    service.close()
+    other = SqliteLedger(folder, adopt_after_s=0)
+    other.open(now=DONE)
+    first = other.lane
+    third = SqliteLedger(folder, adopt_after_s=0)
+    third.open(now=DONE)
+    assert third.lane != first
+    assert only(third.replay([dead], **BY, now=DONE)).refused, "the other process holds it"
+    other.close()
+    assert only(third.replay([dead], **BY, now=DONE)).replaced_by
+    assert len(deliver(third, now=DONE)) == 1
+    third.maintain(now=DONE)
+    assert totals(third)["accepted"] == 10
+    third.close()
+
+
 # ---- deaths in between
 
 
@@ -546,3 +564,71 @@ def test_killed_at_any_point_a_decision_is_carried_out_once(folder, service, poi
     assert [r.state for r in service.events()] == ["PENDING", "CLOSED"]
     assert len(rows(folder, "SELECT * FROM action")) == 1
     assert conserved(service)
+
+
+def decide_everything(folder):
+    """Every decision, each repeated where it fails, or where its lane was not to be had."""
+
+    def decided(decide):
+        for _ in range(3):
+            ledger = SqliteLedger(folder, adopt_after_s=0, connect=brittle)
+            insist(lambda ledger=ledger: ledger.open(now=DONE))
+            ruling = insist(lambda ledger=ledger: decide(ledger))
+            ledger.close()
+            if "nowhere" not in (ruling.refused or ""):
+                return
+        raise AssertionError(ruling.refused)
+
+    rows = {row.event.customer: row for row in LedgerView(folder).events()}
+    state = {customer: row.event.identifier for customer, row in rows.items()}
+    by = {**BY, "now": DONE}
+    decided(lambda ledger: ledger.replay([state["cus_a"]], **by)[0])
+    decided(lambda ledger: ledger.write_off([state["cus_b"]], **by)[0])
+    decided(lambda ledger: ledger.resolve(state["cus_c"], False, **by))
+    decision = Decision("replay", (state["cus_d"],), "ada", "x", DONE, "3" * 32)
+    spool.post(folder, rows["cus_d"].lane, decision)
+    for _ in range(3):
+        decided(lambda ledger: Ruling(str(ledger.maintain(now=DONE))))
+
+
+def refused_and_doubtful(folder):
+    ledger = SqliteLedger(folder, adopt_after_s=0)
+    ledger.open(now=T0)
+    found = event_in(ledger, "refused_data", "a", "b", "d") + event_in(ledger, "duplicate", "c")
+    ledger.close()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("too_late", [False, True])
+def test_whichever_database_call_fails_a_decision_is_carried_out_once(quick_folder, too_late):
+    Brittle.too_late = too_late
+    try:
+        for k in range(1, 500):
+            folder = quick_folder / str(k)
+            dead = refused_and_doubtful(folder)
+            Brittle.calls, Brittle.fail_at = 0, k
+            decide_everything(folder)
+            Brittle.fail_at = 0
+            ledger = SqliteLedger(folder, adopt_after_s=0)
+            ledger.open(now=DONE)
+            found = [ledger.history(identifier) for identifier in dead]
+            states = sorted((h.row.event.customer, h.row.state, h.row.written_off) for h in found)
+            assert states == [
+                ("cus_a", "CLOSED", False),
+                ("cus_b", "DEAD", True),
+                ("cus_c", "CLOSED", False),
+                ("cus_d", "CLOSED", False),
+            ], f"call {k}"
+            assert len(ledger.events()) == 7, f"call {k}"
+            assert [len(h.actions) for h in found] == [1, 1, 1, 1], f"call {k}"
+            assert totals(ledger)["pending"] == 30, f"call {k}"
+            assert conserved(ledger), f"call {k}"
+            ledger.close()
+            if Brittle.calls < k:
+                break
+        else:
+            raise AssertionError("never came to a clean pass")
+        assert k > 20
+    finally:
+        Brittle.fail_at, Brittle.too_late = 0, False

@@ -87,6 +87,18 @@ class Life(RuleBasedStateMachine):
             if not self.ledger.hold([name], who="ada", why="wait", now=self.clock):
                 self.ledger.release([name], who="ada", why="go", now=self.clock)
 
+    @rule(truthful=st.booleans())
+    def people_decide(self, truthful: bool) -> None:
+        """The dead are replayed or written off; doubts are settled by one who has looked at Stripe."""
+        by = {"who": "ada", "why": "looked", "now": self.clock}
+        dead = [r.event.identifier for r in self.ledger.events(states=["DEAD"], limit=10_000)]
+        doubtful = [r.event.identifier for r in self.ledger.events(states=["IN_DOUBT"], limit=10_000)]
+        for identifier in doubtful:
+            self.ledger.resolve(identifier, bool(self.stripe.get(identifier)), **by)
+        decide = self.ledger.replay if truthful else self.ledger.write_off
+        for ruling in decide(dead, **by) + decide(dead, **by):
+            assert truthful or ruling.replaced_by is None
+
     # ---- sending
 
     @rule(target=claims, ambiguous_only=st.booleans())
@@ -158,7 +170,7 @@ class Life(RuleBasedStateMachine):
             arrived = bool(self.stripe.get(row.event.identifier))
             if row.state in ("ACCEPTED", "SETTLED"):
                 assert arrived
-            if row.state in ("PENDING", "DEAD"):
+            if row.state in ("PENDING", "DEAD", "CLOSED"):
                 assert not arrived
 
     @invariant()
@@ -181,7 +193,7 @@ class Life(RuleBasedStateMachine):
         self.nothing_is_billed_twice_or_written_off_after_delivery()
         self.books_balance()
         events = self.ledger.events(limit=10_000)
-        assert {row.state for row in events} <= {"ACCEPTED", "IN_DOUBT", "DEAD"}
+        assert {row.state for row in events} <= {"ACCEPTED", "IN_DOUBT", "DEAD", "CLOSED"}
         assert {i for i, received in self.stripe.items() if received} <= {
             row.event.identifier for row in events if row.state != "DEAD"
         }
