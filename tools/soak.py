@@ -54,7 +54,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "html", "status": 502, "count": 10},
     {"kind": "401", "count": 5},
 )
-FLAT_MIB = 40.0
+FLAT_MIB = 20.0
 """How much a worker may grow from its first minute on."""
 SETTLE_S = 180.0
 
@@ -86,7 +86,8 @@ class Memory:
 class Soak:
     """The service, its callers, the provider and Stripe, and those who make trouble."""
 
-    def __init__(self, stage: Stage, sandbox: Sandbox, seed: int) -> None:
+    def __init__(self, stage: Stage, sandbox: Sandbox, seed: int, *, kills: bool) -> None:
+        self.kills = kills
         self.stage = stage
         self.sandbox = sandbox
         self.luck = random.Random(seed)
@@ -163,7 +164,7 @@ class Soak:
             if now >= fault_at:
                 self.fail()
                 fault_at = now + self.luck.uniform(2, 6)
-            if now >= kill_at:
+            if self.kills and now >= kill_at:
                 self.kill()
                 kill_at = now + self.luck.uniform(2, 12)
             if now >= sample_at:
@@ -289,11 +290,12 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--no-kills", action="store_true", help="let workers live, to watch their memory")
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.minutes} minutes", flush=True)
     began = time.monotonic()
     with _stage() as (stage, sandbox):
-        soak = Soak(stage, sandbox, asked.seed)
+        soak = Soak(stage, sandbox, asked.seed, kills=not asked.no_kills)
         soak.make_trouble(began + asked.minutes * 60)
         settled = soak.settle()
         problems = soak.report((time.monotonic() - began) / 60, settled)

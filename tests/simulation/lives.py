@@ -25,7 +25,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-import llm_metering.ledger.lane as lane_module
+import llm_metering.ledger.lane
 from llm_metering.protocols import Claim
 from tests.simulation.processes import Died, Process
 from tests.simulation.stripe import DOUBTFUL, REFUSE, TROUBLES, WELL, SimulatedStripe
@@ -244,14 +244,15 @@ class Life:
             self.dying = self.dice.randrange(1, 8)
         wait_s: list[float] = []
         self.guarded(process, lambda: wait_s.append(process.flusher.step()))
-        if self.dying is not None and not process.is_down:
+        if self.dying is not None:
             self.kill(process)  # it did not come as far as that
         self.check()
-        if process.is_down:
+        if not wait_s:
             return process.back_at
         rule("delivery.failing" not in process.names(), f"a turn failed: {process.telemetry.snapshot()}")
         rule(wait_s[0] >= 0, "a turn asked to come back in the past")
-        return min([self.now + wait_s[0], *(job.ends_at for job in process.sending.jobs)])
+        ends: list[float] = [job.ends_at for job in process.sending.jobs]
+        return min([self.now + wait_s[0], *ends])
 
     def guarded(self, process: Process, act: Callable[[], object]) -> None:
         try:
@@ -395,6 +396,7 @@ class Life:
     @contextmanager
     def mortal(self) -> Iterator[None]:
         """Let processes die inside of the ledger's transactions, too."""
+        lane_module: Any = llm_metering.ledger.lane
         before, silent = lane_module.failpoint, logging.root.manager.disable
         lane_module.failpoint = lambda name: self.die_if_told()
         logging.disable(logging.CRITICAL)  # thousands of alarms, each of them looked at here

@@ -64,7 +64,7 @@ class Process(World):
         )
 
     # World asks the life for the time.
-    now = property(lambda self: self.life.now, lambda self, value: None)  # type: ignore[assignment]
+    now = property(lambda self: self.life.now, lambda self, value: None)
 
     @property
     def wall(self) -> float:
