@@ -79,7 +79,7 @@ class Handover:
         while not over.wait(self._settings.flush_every_s):
             try:
                 self._round(everything=False)
-            except Exception as exc:
+            except Exception as exc:  # noqa: PERF203 - one round that fails must not end the others
                 self._telemetry.failure("handover.round", exc)
 
     def _round(self, *, everything: bool) -> None:

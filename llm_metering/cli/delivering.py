@@ -1,4 +1,4 @@
-"""`deliver`: a worker that sends what services with `deliver="external"` hand over, and what dead ones left."""
+"""`deliver`: sends what services with `deliver="external"` hand over, and what dead ones left."""
 
 from __future__ import annotations
 
