@@ -113,6 +113,28 @@ def judge(minute: Minute) -> dict[str, bool] | str:
     return {e.event.identifier: place in ways[0] for place, e in enumerate(asked)}
 
 
+def not_counted(events: Sequence[EventRow], reported: Collection[str], stripe: Decimal) -> set[str]:
+    """Which of the events that Stripe reports as refused its sum of their minute lacks for sure.
+
+    Args:
+        events: All of the ledger's events of that minute.
+        reported: Identifiers.
+        stripe: Stripe's sum, settled.
+    """
+    values = {e.event.identifier: e.event.value for e in events}
+    if any(value < 0 for value in values.values()):
+        return set()  # a correction could hide anything
+    # Nothing that is larger than the whole is a part of it.
+    gone = {i for i in reported if i in values and stripe < values[i]}
+    settled = total([e.event.value for e in events if e.state == "SETTLED"])
+    unsure = [e for e in events if e.state in ("ACCEPTED", "IN_DOUBT", *UNDER_WAY)]
+    ways = explanations(settled, [e.event.value for e in unsure], stripe)
+    if ways is not None and len(ways) == 1:
+        there = {unsure[place].event.identifier for place in ways[0]}
+        gone |= {i for i in reported if i in values and i not in there}
+    return gone
+
+
 def disagreeing_hour(
     ours: Mapping[int, EventSum],
     stripe: Mapping[int, Decimal],

@@ -267,6 +267,10 @@ class Books(Protocol):
         """The meter events of a customer and meter with a timestamp from `since` to before `until`, the
         newest first."""
 
+    def meta(self, name: str) -> str | None:
+        """A small fact kept beside the usage: "paused" (why), "key_hints" (keys known to be ours). A reader
+        finds it whichever process noted it; a ledger that is written to knows its own."""
+
     def history(self, identifier: str) -> EventHistory | None:
         """All that is on record of one meter event, None if it is not here."""
 
@@ -374,6 +378,13 @@ class Ledger(Books, Protocol):
     def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
         """Stripe has refused what it had accepted: ACCEPTED becomes DEAD. None if it was not ACCEPTED."""
 
+    def pause_meter(self, event_name: str, *, why: str | None) -> None:
+        """Begin to send nothing more of this event name, since its meter is gone; None lets it go on. What
+        may have arrived already is sent again all the same."""
+
+    def paused_meters(self) -> dict[str, str]:
+        """The event names of which nothing new is sent, and why."""
+
     def pause(self, *, who: str, why: str, now: float) -> None:
         """Send nothing, from any process, until `resume`."""
 
@@ -389,9 +400,6 @@ class Ledger(Books, Protocol):
 
     def view(self) -> Books:
         """The books for a reader on any other thread; it never disturbs the writer."""
-
-    def meta(self, name: str) -> str | None:
-        """A small fact kept beside the usage: "paused" (why), "key_hints" (keys known to be ours)."""
 
     def set_meta(self, name: str, value: str | None) -> None: ...
 

@@ -1,7 +1,8 @@
 """Settling what is open: the ledger's accepted and doubtful events beside Stripe's summaries, now and then.
 
-    unsettled events ──by customer, meter and day──▶ Settler ◀──sums by hour, by minute── Stripe
-    ledger ◀── SETTLED where the sums agree; IN_DOUBT resolved where they leave one explanation ──┘
+    unsettled events ──by customer, meter and day──▶ Settler ◀──sums, error reports── Stripe
+    ledger ◀── SETTLED where the sums agree; IN_DOUBT resolved where they leave one explanation; ──┘
+               DEAD where an error report and the sums say that an accepted event was refused
 
 A thread of its own, gentle with Stripe and with the ledger; delivery never waits for it.
 """
@@ -21,6 +22,8 @@ from . import oracle
 from .errors import StripeUnavailable
 from .oracle import Minute, Readings, hour_of, minute_of
 from .protocols import Books, EventRow, EventSum, Ledger, Telemetry
+from .reports import Reports
+from .senders.error_events import ErrorEvents
 from .senders.summaries import HOUR_S, MINUTE_S, Summaries
 
 T = TypeVar("T")
@@ -60,6 +63,8 @@ class Settler:
     - ACCEPTED becomes SETTLED where Stripe's sum of the hour is the ledger's.
     - IN_DOUBT becomes ACCEPTED, or is closed and sent as a new event, where Stripe's sum of its minute
       leaves one explanation and nobody else's usage shows in the rest of the day.
+    - ACCEPTED becomes DEAD where Stripe reports the event as refused and its sum of the minute lacks it.
+      A meter that is gone is paused until it is back.
     - All else stays as it is: `reconcile.difference` and `oracle.undecided` tell a person, once each.
 
     A number of Stripe's is believed once it was the same twice, `settle_s` apart. That an event did not
@@ -100,10 +105,13 @@ class Settler:
         self._summaries: Summaries | None = None
         self._readings = Readings(self._settle_s)
         self._told: dict[object, None] = {}
+        self._reports = Reports(self._on_ledger, self._telemetry, self._now)
         self._since = 0
         self._waits = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._stop_soon = threading.Event()
+        self._paused = False
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -111,11 +119,21 @@ class Settler:
 
     def start(self) -> None:
         """Start the thread, if there is anything for it to do. Harmless when it runs."""
+        if self._every_s > 0:
+            self._start()
+
+    def hear(self, event_id: str) -> None:
+        """An event of Stripe's is worth a look: an error report, brought by a webhook."""
+        self._reports.hear(event_id)
+        self._wake.set()
+        self._start()
+
+    def _start(self) -> None:
         with self._lock:
-            if self._every_s <= 0 or (self._thread is not None and self._thread.is_alive()):
+            if self._thread is not None and self._thread.is_alive():
                 return
             self._stopping = False
-            self._wake.clear()
+            self._stop_soon.clear()
             self._thread = threading.Thread(target=self._loop, name="llm-metering-settler", daemon=True)
             try:
                 self._thread.start()
@@ -128,16 +146,28 @@ class Settler:
         with self._lock:
             thread, self._thread = self._thread, None
             self._stopping = True
+        self._stop_soon.set()
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
 
     def _loop(self) -> None:
         # Whatever a process does first is not in the way of its first requests.
-        self._wake.wait(min(self._every_s, _FIRST_S))
+        self._wake.wait(min(self._every_s or _FIRST_S, _FIRST_S))
         while not self._stopping:
+            self._wake.clear()
             self.step()
-            self._wake.wait(self._every_s)
+            self._wake.wait(self._pause_s())
+            if self._wake.is_set() and not self._stopping:
+                self._stop_soon.wait(_GAP_S)  # reports come in swarms
+
+    def _pause_s(self) -> float | None:
+        """Until the next round; None until a report comes."""
+        every_s = self._every_s or None
+        if not (self._reports.are_open or self._paused):
+            return every_s
+        soon_s = self._settle_s + 5.0
+        return soon_s if every_s is None else min(every_s, soon_s)
 
     # One round.
 
@@ -159,6 +189,8 @@ class Settler:
                 self._summaries.reader.close()  # it would be too old for the next round
 
     def _round(self) -> None:
+        self._reports.take(ErrorEvents(self._reader().reader), self._reader())
+        self._look_after_paused()
         before, since = self._now() - self._settle_s, max(self._since, self._now() - _OLDEST_S)
         rows = self._on_ledger(lambda ledger: ledger.unsettled(before=before, since=since, limit=_MAX_ROWS))
         books = self._on_ledger(lambda ledger: ledger.view())
@@ -176,6 +208,7 @@ class Settler:
                 if not self._look_at(day, within, books, before):
                     waiting.append(day.start)
         self._move_on(rows, days, waiting)
+        self._reports.close(books)
 
     def _move_on(self, rows: Sequence[EventRow], days: Sequence[Day], waiting: Sequence[int]) -> None:
         """Where the next round begins: with what waits for its second reading, but not for ever."""
@@ -192,6 +225,11 @@ class Settler:
         stripe = self._hours(day)
         if stripe is None:
             return True
+        reported = {row.event.identifier: cause for row in day.rows if (cause := self._cause(row))}
+        if reported:
+            # The sums of this day change with what is decided now: the rest waits for the next round.
+            self._refute(day, reported, books, before)
+            return False
         at = self._monotonic()
         settled = {
             hour: self._readings.note(
@@ -261,6 +299,70 @@ class Settler:
             stripe=theirs,
         )
         return True
+
+    # Error reports.
+
+    def _cause(self, row: EventRow) -> str | None:
+        """Why Stripe says that it refused an accepted event."""
+        found = self._reports.cause_of(row) if row.state == "ACCEPTED" else None
+        if found is None:
+            return None
+        cause, is_named = found
+        # What is not named, but only missing, may yet come.
+        is_old = (row.attempted_at or 0.0) < self._now() - self._lag_s
+        return cause if is_named or is_old else None
+
+    def _refute(self, day: Day, reported: Mapping[str, str], books: Books, before: float) -> None:
+        """Decide on events that Stripe reports as refused, minute by minute."""
+        rows = [row for row in day.rows if row.event.identifier in reported]
+        for start in sorted({minute_of(row.event.timestamp) for row in rows}):
+            events = books.events_within(day.customer, day.event_name, since=start, until=start + MINUTE_S)
+            asked = {e.event.identifier for e in events} & reported.keys()
+            stripe = self._minute(day, start)
+            window = (day.customer, day.event_name, start, MINUTE_S)
+            if not self._readings.note(window, stripe, at=self._monotonic()):
+                continue
+            if not oracle.is_quiet(events, before=before):
+                continue
+            gone = oracle.not_counted(events, asked, stripe)
+            for identifier in sorted(asked):
+                if identifier in gone:
+                    self._bury(identifier, reported[identifier])
+                else:
+                    self._contradict(identifier, reported[identifier])
+
+    def _bury(self, identifier: str, why: str) -> None:
+        now = self._now()
+        moved = self._on_ledger(lambda ledger: ledger.refute(identifier, why=why, now=now))
+        self._reports.leave(identifier)
+        if moved is not None and moved.alarm is not None:
+            message = f"meter event {identifier}: {moved.before} → {moved.after}, {moved.reason}"
+            self._telemetry.alarm(moved.alarm, message, identifier=identifier, state=moved.after)
+
+    def _contradict(self, identifier: str, why: str) -> None:
+        self._reports.leave(identifier)
+        self._tell(
+            ("contradiction", identifier),
+            "oracle.undecided",
+            f"Stripe reports meter event {identifier} as refused ({why}), and its sums do not show that it "
+            "is missing; it stays ACCEPTED for a person to look at",
+            identifier=identifier,
+        )
+
+    def _look_after_paused(self) -> None:
+        """Let go on what waits for a meter that is back."""
+        paused = self._on_ledger(lambda ledger: ledger.paused_meters())
+        if paused:
+            meters = self._reader().meters(afresh=True)
+            for name in [n for n in paused if n in meters and meters[n].active]:
+                self._on_ledger(lambda ledger, n=name: ledger.pause_meter(n, why=None))  # type: ignore[misc]
+                self._telemetry.alarm(
+                    "stripe.meter_back",
+                    f"Stripe has the meter {name!r} again; its events go on",
+                    event_name=name,
+                )
+                del paused[name]
+        self._paused = bool(paused)
 
     # Doubt.
 
@@ -369,6 +471,7 @@ class Settler:
 
 _ZERO = Decimal(0)
 _FIRST_S = 60.0
+_GAP_S = 5.0
 _OLDEST_S = 60 * 86_400.0
 """What is older is a person's: Stripe takes no usage of 35 days ago, and its invoices are final."""
 _MAX_ROWS = 20_000

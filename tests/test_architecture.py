@@ -36,10 +36,12 @@ FLOORS = {
     "flusher": 4,
     "handover": 4,
     "health": 4,
+    "reports": 4,
     "settling": 4,
     "metering": 5,
     "billing": 6,
     "reconcile": 6,
+    "webhooks": 6,
     "sandbox": 6,
     "testing": 6,
     "cli": 7,
@@ -56,6 +58,7 @@ MAY_MEET = {
     ("providers", "sse"),
     ("providers", "counting"),
     ("flusher", "delivery"),
+    ("settling", "reports"),
     ("testing", "sandbox"),
 }
 """Neighbours that may meet, in this direction only: words are made of words, the readers of streams stand

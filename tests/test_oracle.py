@@ -156,6 +156,39 @@ def test_quiet_is_what_has_nothing_on_its_way(row: EventRow, quiet: bool) -> Non
     assert oracle.is_quiet([KNOWN, row][1:], before=NOON) is quiet
 
 
+@pytest.mark.parametrize(
+    ("stripe", "reported", "gone"),
+    [
+        (110, {"x"}, {"x"}),
+        (117, {"x"}, set()),
+        (6, {"x"}, {"x"}),  # smaller than the event itself, whatever else is missing
+        (0, {"x", "known"}, {"x", "known"}),
+        (7, {"x"}, set()),  # the sum of something
+        (60, {"x", "known"}, {"known"}),
+        (110, {"someone else's"}, set()),
+    ],
+)
+def test_what_is_reported_is_gone_only_where_the_sum_lacks_it(
+    stripe: int, reported: set[str], gone: set[str]
+) -> None:
+    events = [KNOWN, event("y", 10, "ACCEPTED"), event("x", 7, "ACCEPTED")]
+    assert oracle.not_counted(events, reported, Decimal(stripe)) == gone
+
+
+def test_where_a_correction_may_hide_it_nothing_is_gone() -> None:
+    events = [event("minus", -7, "ACCEPTED"), event("x", 7, "ACCEPTED")]
+    assert oracle.not_counted(events, {"x"}, Decimal(0)) == set()
+
+
+@given(st.lists(st.integers(1, 10**4), min_size=1, max_size=6), st.data())
+def test_what_was_counted_is_never_gone(values: list[int], data: Any) -> None:
+    there = [data.draw(st.booleans()) for _ in values]
+    rows = [event(f"x{i}", v, "ACCEPTED") for i, v in enumerate(values)]
+    stripe = sum(v for v, counted in zip(values, there, strict=True) if counted)
+    gone = oracle.not_counted(rows, {f"x{i}" for i in range(len(values))}, Decimal(stripe))
+    assert not {i for i in gone if there[int(i[1:])]}
+
+
 # The day around it.
 
 
@@ -443,9 +476,9 @@ def test_one_customers_trouble_is_not_anothers(world: World) -> None:
     world.use(7, act="accepted")
     fine = world.use(5, customer=other)
     gone = world.use(6, customer="cus_gone")
-    world.rounds(*SOON)
-    assert (world.state(fine), world.state(gone)) == ("SETTLED", "ACCEPTED")
-    assert world.names() == ["reconcile.difference", "reconcile.difference"]
+    world.rounds(*SOON, 900, 900)
+    assert (world.state(fine), world.state(gone)) == ("SETTLED", "DEAD")
+    assert sorted(world.names()) == ["delivery.dead", "reconcile.difference", "stripe.error_report"]
 
 
 def test_a_restart_begins_with_a_first_reading(world: World) -> None:

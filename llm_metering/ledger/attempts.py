@@ -65,6 +65,8 @@ class Attempts:
         self._db = db
         self._random = random
         self._after: Pair = ("", "")
+        self.without: frozenset[str] = frozenset()
+        """Event names of which nothing new is sent: their meters are gone."""
 
     def sending(self) -> set[Pair]:
         """Customers and meters for which an attempt is under way."""
@@ -98,6 +100,8 @@ class Attempts:
                 pair = (row[2], row[1])
                 if in_turn:
                     self._after = pair
+                if in_turn and row[1] in self.without:
+                    continue
                 if pair not in busy and states.may_send(standing := rows.standing_of(row), now=now):
                     busy.add(pair)
                     heads.append((row, standing))

@@ -45,6 +45,7 @@ _UNDELIVERED = (
 _WORK = f"{_UNDELIVERED} OR EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE}) OR EXISTS (SELECT 1 FROM progress)"
 _CLOCK = "clock"
 _GAPS = "gaps"
+_PAUSED = "paused_meters"
 
 
 class Lane:
@@ -64,6 +65,7 @@ class Lane:
         self.db = db
         self._new_id = new_id
         self.attempts = Attempts(db, random)
+        self.attempts.without = frozenset(self.paused_meters())
         self.rulings = Rulings(db, new_id)
         self._mark = mark
         self._mark_sends = mark_sends
@@ -311,6 +313,20 @@ class Lane:
         with self._transaction():
             moved = verdicts.move(self.db, [identifier], partial(states.refuted, why=why))
         return moved[0] if moved else None
+
+    def pause_meter(self, event_name: str, why: str | None) -> None:
+        paused = self.paused_meters()
+        if paused.get(event_name) == why:
+            return
+        if why is None:
+            del paused[event_name]
+        else:
+            paused[event_name] = why
+        self.set_meta(_PAUSED, json.dumps(paused) if paused else None)
+        self.attempts.without = frozenset(paused)
+
+    def paused_meters(self) -> dict[str, str]:
+        return dict(json.loads(self.meta(_PAUSED) or "{}"))
 
     # ---- a person's decisions
 

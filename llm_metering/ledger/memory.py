@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random as dice
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,8 +139,9 @@ class MemoryLedger:
             queue = sorted(self._in_state("AMBIGUOUS"), key=lambda e: e.standing.first_ambiguous_at or 0.0)
             if not ambiguous_only:
                 # Pair after pair from where the last claim ended, so that nobody's long queue is in the way.
+                without = self.paused_meters()
                 queue += sorted(
-                    self._in_state("PENDING"),
+                    (e for e in self._in_state("PENDING") if e.event.event_name not in without),
                     key=lambda e: (e.pair <= self._after, e.pair, e.standing.next_attempt_at or 0.0),
                 )
             claims: list[Claim] = []
@@ -209,6 +211,14 @@ class MemoryLedger:
     def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
         moved = self._step([identifier], partial(states.refuted, why=why))
         return moved[0] if moved else None
+
+    def pause_meter(self, event_name: str, *, why: str | None) -> None:
+        paused = {**self.paused_meters(), event_name: why}
+        kept = {name: reason for name, reason in paused.items() if reason is not None}
+        self.set_meta("paused_meters", json.dumps(kept) if kept else None)
+
+    def paused_meters(self) -> dict[str, str]:
+        return dict(json.loads(self.meta("paused_meters") or "{}"))
 
     def assign(
         self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float

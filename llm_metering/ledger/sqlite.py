@@ -292,6 +292,15 @@ class SqliteLedger:
         found = (lane.refute(identifier, why) for lane in self._all(now))
         return next((moved for moved in found if moved is not None), None)
 
+    @_translated
+    def pause_meter(self, event_name: str, *, why: str | None) -> None:
+        for lane in self._all():
+            lane.pause_meter(event_name, why)
+
+    @_translated
+    def paused_meters(self) -> dict[str, str]:
+        return {name: why for lane in self._all() for name, why in lane.paused_meters().items()}
+
     # ---- a person's decisions
 
     @_translated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from llm_metering.protocols import Outcome
-from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, totals
+from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, line, totals
 
 DONE = T0 + BUCKET
 LATER = DONE + 10_000
@@ -91,3 +91,31 @@ def test_what_is_open_comes_oldest_first_and_only_when_it_is_old_enough(ledger):
     assert len(ledger.unsettled(before=T0 + 500, limit=1)) == 1
     ledger.settle([row.event.identifier for row in found], now=LATER)
     assert [row.state for row in ledger.unsettled(before=T0 + 500)] == ["IN_DOUBT"]
+
+
+def test_nothing_new_is_sent_of_a_paused_meter_and_the_others_flow(bench):
+    ledger = bench.ledger
+    for n in range(30):
+        ledger.commit([entry(f"g{n}", line(1, event_name="gone"), customer=f"cus_{n}")], [], now=T0)
+    ledger.commit([entry("f", line(1, event_name="fine"), customer="cus_zz")], [], now=T0)
+    ledger.freeze(now=DONE, bucket_s=BUCKET)
+    ledger.pause_meter("gone", why="no such meter")
+    assert ledger.paused_meters() == {"gone": "no such meter"}
+    assert [c.event.event_name for c in deliver(ledger, now=DONE, limit=4)] == ["fine"]
+    ledger = bench.crash(now=DONE)
+    assert ledger.paused_meters() == {"gone": "no such meter"}
+    assert ledger.claim(now=DONE, limit=4) == []
+    assert conserved(ledger)
+    ledger.pause_meter("gone", why=None)
+    assert ledger.paused_meters() == {}
+    assert len(deliver(ledger, now=DONE, limit=100)) == 30
+    ledger.pause_meter("never paused", why=None)
+    assert ledger.paused_meters() == {}
+
+
+def test_what_may_have_arrived_is_sent_again_though_its_meter_is_paused(ledger):
+    ledger.commit([entry("r1")], [], now=T0)
+    ledger.freeze(now=DONE, bucket_s=BUCKET)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    ledger.pause_meter("tokens", why="no such meter")
+    assert len(ledger.claim(now=DONE + 1000, limit=4)) == 1
