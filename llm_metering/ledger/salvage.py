@@ -10,7 +10,6 @@ details. The damaged file is only read, as a copy.
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +95,8 @@ def salvage(
         sends: How many freezes and attempts it held, by the mark beside it.
         noted_home: Where it was at home, by the note beside it.
     """
+    import shutil  # it loads compression, and salvage is rare
+
     scratch = fresh.with_name(f"{fresh.name}.scratch")
     for ending in ("", "-wal", "-shm"):
         Path(f"{fresh}{ending}").unlink(missing_ok=True)
