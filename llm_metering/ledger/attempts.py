@@ -54,7 +54,7 @@ _HEADS = f"""
     )
     SELECT {rows.EVENT}, e.seq FROM head CROSS JOIN meter_event e ON e.seq = head.seq
 """
-_SIZES = (512, 64, 8, 1)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """How many rows one step reads or writes; few sizes, so that each statement is prepared once."""
 
 
@@ -95,8 +95,6 @@ class Attempts:
 
         def take(found: Iterable[Sequence[Any]], *, in_turn: bool) -> None:
             for row in found:
-                if len(heads) >= limit:
-                    return
                 pair = (row[2], row[1])
                 if in_turn:
                     self._after = pair
@@ -105,9 +103,11 @@ class Attempts:
                 if pair not in busy and states.may_send(standing := rows.standing_of(row), now=now):
                     busy.add(pair)
                     heads.append((row, standing))
+                    if len(heads) == limit:
+                        return
 
         take(self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at"), in_turn=False)
-        if not ambiguous_only:
+        if not ambiguous_only and len(heads) < limit:
             take(self._round(now, limit), in_turn=True)
         return heads
 
@@ -231,11 +231,11 @@ def _transition(row: Sequence[Any], step: states.Step) -> Transition:
 
 
 def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    place = 0
-    for size in _SIZES:
-        while len(items) - place >= size:
-            yield items[place : place + size]
-            place += size
+    """Parts of a few sizes; the last is filled up with its last item, which `IN` does not mind."""
+    for place in range(0, len(items), _SIZES[-1]):
+        part = list(items[place : place + _SIZES[-1]])
+        size = next(size for size in _SIZES if size >= len(part))
+        yield part + part[-1:] * (size - len(part))
 
 
 def _marks(items: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import sqlite3
 import stat
@@ -26,6 +27,7 @@ from .homes import Home, from_json
 Connect = Callable[..., sqlite3.Connection]
 
 _PREFIX, _SUFFIX = "lane-", ".db"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _BUSY_S = 5.0
 _MARK_AT, _SEND_MARKS_AT, _MARK_BYTES = 256, 277, 21
 _WAL_LIMIT = 64 * 1024 * 1024
@@ -132,6 +134,11 @@ def send_marks(fd: int) -> tuple[int, int]:
 
 def create_lane(folder: Path, name: str, connect: Connect) -> None:
     """Make an empty lane under its name in one step, so that a file without tables is a damaged one."""
+    if not _NAME.fullmatch(name):
+        raise LedgerError(
+            f"new_id made {name[:50]!r}, which cannot be the name of a lane: it takes 1 to 100 letters, "
+            "digits, '-' and '_'"
+        )
     made = folder / f"new-{name}{_SUFFIX}"
     try:
         db = connect(str(made), isolation_level=None)
@@ -183,15 +190,23 @@ def read_lane(path: Path) -> sqlite3.Connection:
 
 def set_apart(folder: Path, name: str, *, now: float, into: str = "damaged") -> Path:
     """Move a lane out of the way, with its log, for a person to look at. Nothing is deleted."""
-    apart = folder / into
-    with suppress(FileExistsError):
-        apart.mkdir(mode=0o700)
+    apart = subfolder(folder, into)
     target = apart / f"{_PREFIX}{name}-{int(now)}{_SUFFIX}"
     for ending in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             Path(f"{lane_path(folder, name)}{ending}").rename(f"{target}{ending}")
     sync(folder)
     return target
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """A folder within, made if there is none. A link is not followed."""
+    place = folder / name
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    if not stat.S_ISDIR(place.lstat().st_mode):
+        raise LedgerError(f"{place} is not a folder; remove what is in its place")
+    return place
 
 
 def bind(folder: Path, account: str) -> None:

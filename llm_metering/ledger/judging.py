@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from ..decisions import Decision
 from ..protocols import State
 from .states import DAY_S, EXPIRY_S, Standing
+from .suspicion import COPIED
 
 WRITTEN_OFF = "DEAD, written off"
+ORACLE = "oracle"
+"""Who decides by Stripe's summaries alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,12 @@ def judge(
         return f"it is {standing.state}, and only what is {wanted} can be {_DONE[decision.what]}"
     if decision.what == "write_off":
         return "it was written off already" if written_off else Judged(standing, WRITTEN_OFF)
+    if (
+        decision.what == "not_arrived"
+        and decision.who == ORACLE
+        and (standing.reason or "").startswith(COPIED)
+    ):
+        return "it is a copy, and the original may yet send it; only a person can say that nobody will"
     said = f"{decision.who}: {decision.why}"
     if decision.what == "arrived":
         return _moved(standing, "ACCEPTED", f"arrived, by the word of {said}")

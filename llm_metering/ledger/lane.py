@@ -280,9 +280,23 @@ class Lane:
         with self._transaction():
             if back > 0:
                 self.attempts.set_clock_back(back)
+                self._pull_back(now)
             self._set_meta(_CLOCK, repr(now))
         self._clock = now
         return max(back, 0.0)
+
+    def _pull_back(self, now: float) -> None:
+        """No use lies ahead of the clock: what a clock that ran ahead put there would wait for days, or be
+        refused. What Stripe answered, or may have seen, keeps its bytes."""
+        self.db.execute("UPDATE usage SET used_at = ?1 WHERE freeze IS NULL AND used_at > ?1", (now,))
+        self.db.execute("UPDATE progress SET used_at = ?1 WHERE used_at > ?1", (now,))
+        self.db.execute(
+            "UPDATE meter_event SET timestamp = ?1 "
+            "WHERE state = 'PENDING' AND first_ambiguous_at IS NULL AND timestamp > ?1 AND NOT EXISTS ("
+            "SELECT 1 FROM attempt a WHERE a.identifier = meter_event.identifier "
+            "AND (a.outcome IS NOT 'not_sent' OR a.status IS NOT NULL))",
+            (int(now // 1),),
+        )
 
     def has_work(self) -> bool:
         """Whether anything is left that goes on by itself."""

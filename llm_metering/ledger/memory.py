@@ -6,6 +6,7 @@ import json
 import random as dice
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import RLock
 from typing import Literal
@@ -438,8 +439,21 @@ class MemoryLedger:
             for each in self._waiting():
                 each.standing = states.clock_set_back(each.standing, by_s=back)
                 each.lease_until = None if each.lease_until is None else each.lease_until - back
+            self._pull_back(now)
             message = f"the clock went back by {back:.0f} s"
             self._alarms.append(Alarm("ledger.clock_went_back", message, {"by_s": back}))
+
+    def _pull_back(self, now: float) -> None:
+        """No use lies ahead of the clock, but what Stripe answered, or may have seen, keeps its bytes."""
+        for used in (*self._store.usage.values(), *self._store.progress.values()):
+            if used.freeze is None and used.record.used_at > now:
+                used.record = replace(used.record, used_at=now)
+        second = int(now // 1)
+        for each in self._in_state("PENDING"):
+            unseen = all(a.outcome == "not_sent" and a.status is None for a in each.attempts)
+            if unseen and each.standing.first_ambiguous_at is None and each.event.timestamp > second:
+                each.event = replace(each.event, timestamp=second)
+                each.standing = replace(each.standing, timestamp=second)
 
     def _check_lateness(self, now: float) -> None:
         waiting = self._waiting()

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from .._failpoints import failpoint
+from . import folder as files
 from . import schema
 
 
@@ -44,28 +45,20 @@ def bring_up(db: sqlite3.Connection) -> None:
 def back_up(folder: Path, name: str, db: sqlite3.Connection, version: int) -> Path:
     """A whole copy of the lane, on disk when this returns. A later one of the same version replaces it: it
     is made before the file changes, so it holds no less."""
-    place = folder / "backups"
-    with suppress(FileExistsError):
-        place.mkdir(mode=0o700)
+    place = files.subfolder(folder, "backups")
     target = place / f"lane-{name}-schema{version}.db"
     draft = place / f".{target.name}.{os.getpid()}"
     try:
         with closing(sqlite3.connect(draft)) as copy:
             draft.chmod(0o600)
             db.backup(copy)
-        for path in (draft, None, place):
-            if path is None:
-                draft.rename(target)
-            else:
-                _sync(path)
+        fd = os.open(draft, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        draft.rename(target)
+        files.sync(place)
     finally:
         draft.unlink(missing_ok=True)
     return target
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

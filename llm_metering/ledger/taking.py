@@ -25,8 +25,8 @@ from .room import Room
 _HOLDER, _HOME, _NAME = "holder", "home", "name"
 _CHECK_UP_TO = 512 * 1024 * 1024
 """Larger files are not read through at the start (a second a gigabyte)."""
-_CHECK_INDEXES_UP_TO = 64 * 1024 * 1024
-"""Larger files are read through without holding each index against its table."""
+_CHECK_CLOSELY_UP_TO = 64 * 1024 * 1024
+"""In larger files indexes are not held against their tables, and not every text is read."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Taker:
             _finish_salvage(self._folder, name, fd)
             size = path.stat().st_size  # opening an empty file makes it grow
             db = files.open_lane(path, self._connect)
-            if self._is_ours(name, db, size):
+            if self._is_ours(name, db, size, salvaged=again):
                 copy = self._opened(name, db, fd)
                 if held := self._original(copy, fd, now):
                     return held
@@ -119,7 +119,7 @@ class Taker:
 
     # ---- is it ours, and sound?
 
-    def _is_ours(self, name: str, db: sqlite3.Connection, size: int) -> bool:
+    def _is_ours(self, name: str, db: sqlite3.Connection, size: int, *, salvaged: bool) -> bool:
         version = schema.version_of(db)
         if version is None:
             raise sqlite3.DatabaseError("it has no tables of ours")
@@ -129,7 +129,7 @@ class Taker:
             return False
         try:
             migrating.migrate(self._folder, name, db)
-        except (OSError, sqlite3.OperationalError, sqlite3.IntegrityError) as exc:
+        except (OSError, LedgerError, sqlite3.OperationalError, sqlite3.IntegrityError) as exc:
             if isinstance(exc, sqlite3.Error) and self._room.is_full(exc):
                 raise
             said = (
@@ -138,7 +138,9 @@ class Taker:
             self._leave(name, "ledger.migration_failed", said)
             return False
         if size <= _CHECK_UP_TO:
-            soundness.check(db, indexes=size <= _CHECK_INDEXES_UP_TO)
+            closely = size <= _CHECK_CLOSELY_UP_TO
+            # What was just salvaged was read text by text.
+            soundness.check(db, indexes=closely, texts=closely and not salvaged)
         return True
 
     def _leave(self, name: str, alarm: str, said: str) -> None:
@@ -239,7 +241,14 @@ class Taker:
     def _recover(self, lane: Lane, now: float) -> list[Transition]:
         if lane.meta(_HOLDER) == self.holder:
             return []  # we closed it and nobody had it since: its streams and attempts are still ours
-        lane.tell_time(now)
+        if back := lane.tell_time(now):
+            self._alarm(
+                "ledger.clock_went_back",
+                f"the clock went back by {back:.0f} s since lane {lane.name} was last used; doubts keep "
+                "their age, and no event gets a time in the future",
+                by_s=back,
+                lane=lane.name,
+            )
         changed = lane.recover(now=now)
         lane.set_meta(_HOLDER, self.holder)
         return changed

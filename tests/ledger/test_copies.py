@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_metering import _failpoints
-from llm_metering.ledger import SqliteLedger, homes
+from llm_metering import _failpoints, settling
+from llm_metering.ledger import SqliteLedger, homes, judging
 from llm_metering.ledger.homes import Home
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, entry, progress, rows, totals
@@ -145,6 +145,23 @@ def test_a_person_may_let_a_copy_bill_what_it_holds(opened, folder, tmp_path):
     stripe = Stripe()
     stripe.serve(restored, now=DONE + BUCKET)
     assert stripe.billed == {"cus_u": 10, "cus_s": 10}
+
+
+def test_stripes_sums_alone_do_not_say_that_a_copys_event_will_not_arrive(opened, folder, tmp_path):
+    """The original may be cut off just now, and send it in an hour."""
+    original = opened()
+    busy(original)
+    shutil.copytree(folder, tmp_path / "copy")
+    copy = opened(tmp_path / "copy", now=DONE)
+    doubtful = [row.event.identifier for row in copy.events(states=["IN_DOUBT"])]
+    ruling = copy.resolve(doubtful[0], False, who=judging.ORACLE, why="not in the sums", now=DONE)
+    assert "the original may yet send it" in str(ruling.refused)
+    assert (
+        copy.resolve(doubtful[0], True, who=judging.ORACLE, why="in the sums", now=DONE).after == "ACCEPTED"
+    )
+    by_hand = copy.resolve(doubtful[1], False, who="ada", why="the original is gone", now=DONE)
+    assert by_hand.after == "CLOSED"
+    assert judging.ORACLE == settling.WHO
 
 
 def test_a_backup_restored_in_place_sends_nothing_twice(opened, folder, tmp_path):
