@@ -112,7 +112,7 @@ class StripeWebhooks:
     async def _take(self, event_id: str) -> tuple[int, str]:
         settler = self._metering.settler
         try:
-            is_new = await self._on_ledger(lambda ledger: _heard(ledger, event_id))
+            is_new = await self._on_ledger(lambda ledger: heard(ledger, event_id))
         except Exception as exc:
             # Stripe sends it again, which is better than to forget it.
             self._metering.telemetry.failure("webhooks.note", exc)
@@ -138,7 +138,7 @@ def _is_signed_with(secret: str, body: bytes, header: str | None) -> bool:
         return False
 
 
-def _heard(ledger: Ledger, event_id: str) -> bool:
+def heard(ledger: Ledger, event_id: str) -> bool:
     """Note an event, unless any process of this ledger has."""
     if ledger.view().meta(key_of(event_id)) is not None:
         return False
