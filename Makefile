@@ -6,7 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test quick again lint types format bench simulate mutants soak clean
+BROWSER ?= chromium chromium-driver
+
+.PHONY: help demo test quick again lint types format bench simulate mutants soak system clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -53,6 +55,13 @@ mutants: $(READY) ## Take each protection out of a copy, and prove that a test t
 MINUTES ?= 10
 soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak MINUTES=10
 	$(BIN)/python tools/soak.py --minutes $(MINUTES)
+
+system: ## Install what the browser tests need, where it is missing (Debian, as root or with sudo)
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then echo "Chromium is there"; \
+	elif ! command -v apt-get >/dev/null; then echo "Not a Debian: install Chromium and its driver"; exit 1; \
+	else sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER); fi
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

@@ -38,6 +38,7 @@ def sandbox(
     def ready(url: str) -> None:
         screen.document({"url": url, "db": db})
         screen.say(f"A local Stripe listens on {url} (state: {db or 'in memory'}). Ctrl-C ends it.")
+        screen.say("Open that address in a browser to look at it, and to follow the guides by clicking.")
         where = "" if url == SANDBOX_URL else f" {url}"
         screen.say(f"In another terminal: llm-metering setup pay-as-you-go --sandbox{where}")
         screen.say(f"In your service:     STRIPE_API_BASE={url} STRIPE_API_KEY=sk_test_sandbox")

@@ -39,6 +39,7 @@ from .books import Books, read_books
 from .door import Door
 from .errors import Refusal, clash, rate_limited, server_fault
 from .faults import BEFORE, Fault, Faults, header_fault
+from .pages import Pages
 from .service import Service
 from .store import Dump, Store
 from .switches import Switches
@@ -113,6 +114,7 @@ class SandboxApp:
         self.background = Background(self.world, self.faults)
         self.under_way: set[tuple[str, ...]] = set()
         self._snapshots: dict[str, Dump] = {}
+        self.pages = Pages(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -135,8 +137,8 @@ class SandboxApp:
         if len(body) > MAX_BODY_BYTES:
             await _send(send, self.service.refuse(request, Refusal(413, "The request is too large.")))
             return
-        if request.path.startswith("/_sandbox"):
-            await _send(send, await control.answer(self, request))
+        if request.path.startswith("/_sandbox") or self.pages.takes(request):
+            await _send(send, await self._own(request))
             await self._close_port()
             return
         await self._play(request, scope, receive, send)
@@ -188,6 +190,12 @@ class SandboxApp:
 
     def close(self) -> None:
         self.store.close()
+
+    async def _own(self, request: Request) -> Answer:
+        """Answer what is not Stripe's: the sandbox's own API and its pages."""
+        if request.path.startswith("/_sandbox"):
+            return await control.answer(self, request)
+        return await self.pages.answer(request)
 
     async def _play(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, with the fault that it meets."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from .faults import read_fault
+from .origins import from_elsewhere
 from .wire import Answer, Request, json_body
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 async def answer(app: SandboxApp, request: Request) -> Answer:
     """Answer a request to `/_sandbox/…`."""
+    if request.method != "GET" and from_elsewhere(request):
+        return Answer(403, json_body({"error": {"message": "This came from a page of another address."}}))
     handler = _ROUTES.get((request.method, request.path.rstrip("/")))
     if handler is None:
         known = ", ".join(f"{method} {path}" for method, path in _ROUTES)

@@ -227,7 +227,8 @@ _CURRENCIES = (
     "usd aed all amd aud bam bgn brl cad chf clp cny cop czk dkk eur gbp hkd huf idr ils inr isk jpy krw "
     "kwd mxn myr nok nzd php pln ron sar sek sgd thb try twd uah vnd zar"
 )
-CURRENCY = choice(*_CURRENCIES.split())
+CURRENCY_CODES = tuple(_CURRENCIES.split())
+CURRENCY = choice(*CURRENCY_CODES)
 INTERVAL = choice("day", "week", "month", "year")
 _AMOUNTS: Table = {"unit_amount": AMOUNT, "unit_amount_decimal": decimal}
 _TIER: Table = {

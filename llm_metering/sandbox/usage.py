@@ -150,7 +150,7 @@ def payload_problem(meter: Doc, payload: Mapping[str, str], switches: Switches) 
     if not _counts(meter):
         if value_key not in payload:
             return Problem("meter_event_value_not_found", f"Value key {value_key} not found in payload.")
-        problem = _value_problem(payload[value_key], switches)
+        problem = value_problem(payload[value_key], switches)
         if problem is not None:
             return problem
     extra = len(payload.keys() - {customer_key, value_key})
@@ -159,6 +159,17 @@ def payload_problem(meter: Doc, payload: Mapping[str, str], switches: Switches) 
             "meter_event_dimension_count_too_high",
             f"The payload has {extra} dimensions; at most {switches.dimension_keys} are allowed.",
         )
+    return None
+
+
+def value_problem(value: str, switches: Switches) -> Problem | None:
+    """What is wrong with an event's value, if anything."""
+    match = _VALUE.fullmatch(value)
+    if match is None:
+        return Problem("meter_event_invalid_value", f"The value {value[:40]!r} is not a number.")
+    whole, places = match[1].lstrip("0"), match[2] or ""
+    if len(whole) > switches.value_integer_digits or len(places) > switches.value_decimal_digits:
+        return Problem("meter_event_value_too_many_digits", "The value has too many digits.")
     return None
 
 
@@ -217,16 +228,6 @@ def _problem(
         return problem
     customer = payload[meter["customer_mapping"]["event_payload_key"]]
     return None if seen.customer(customer) else customer_missing(customer)
-
-
-def _value_problem(value: str, switches: Switches) -> Problem | None:
-    match = _VALUE.fullmatch(value)
-    if match is None:
-        return Problem("meter_event_invalid_value", f"The value {value[:40]!r} is not a number.")
-    whole, places = match[1].lstrip("0"), match[2] or ""
-    if len(whole) > switches.value_integer_digits or len(places) > switches.value_decimal_digits:
-        return Problem("meter_event_value_too_many_digits", "The value has too many digits.")
-    return None
 
 
 def _counts(meter: Doc) -> bool:
