@@ -30,6 +30,8 @@ class CapturedUsage:
         self._captured: list[_StandIn] = []
         self._skipped = 0
         self._events_skipped = 0
+        self._kept: tuple[list[UsageRecord], list[MeterEvent]] | None = None
+        """What there was at the end of the block. Looking at it later starts nothing anew."""
 
     @property
     def records(self) -> list[UsageRecord]:
@@ -80,19 +82,26 @@ class CapturedUsage:
     def finish(self) -> None:
         """Take in what is under way, and end the threads."""
         self._settle()
+        self._kept = (self._records(), self._events())
         for stand_in in self._captured:
             stand_in.stop()
 
     def _settle(self) -> None:
+        if self._kept is not None:
+            return
         for stand_in in self._captured:
             stand_in.of.recorder.counter.settle(_PATIENCE_S)
             if stand_in.watched.is_used:
                 stand_in.flush(_PATIENCE_S)
 
     def _records(self) -> list[UsageRecord]:
+        if self._kept is not None:
+            return self._kept[0]
         return [record for stand_in in self._captured for record in stand_in.memory.records]
 
     def _events(self) -> list[MeterEvent]:
+        if self._kept is not None:
+            return self._kept[1]
         rows = [stand_in.memory.events(limit=_ALL)[::-1] for stand_in in self._captured]
         return [row.event for some in rows for row in some]
 

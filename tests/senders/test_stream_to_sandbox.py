@@ -236,6 +236,7 @@ def test_what_is_in_doubt_from_the_stream_is_settled_by_v1_and_the_other_way_rou
         service.deliver()
         assert books(sandbox) == service.recorded()
         assert set(service.states()) == {"ACCEPTED"}
+        service.flusher.stop()
     v1.close()
 
 
