@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog import Catalog
 from .facts import Fact, Found, Kind
+from .leftovers import Leftover, fetch_shelf, find_leftovers
 from .refusals import doing
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MARK = "managed_by"
 MARK_VALUE = "llm_metering"
 """Metadata that products and prices of ours carry."""
+KEY = "catalog_key"
+"""Metadata of a price: its key, kept when a newer price takes the lookup key over."""
 
 _LOOKUP_KEYS_A_CALL = 10
 
@@ -26,6 +29,8 @@ class Account:
     """A snapshot of the objects that a catalog names."""
 
     found: Mapping[tuple[Kind, str], Found] = field(default_factory=dict)
+    leftovers: tuple[Leftover, ...] = ()
+    """What is ours and not in the catalog; empty where nobody looked."""
 
     def get(self, kind: Kind, key: str) -> Found | None:
         return self.found.get((kind, key))
@@ -35,12 +40,17 @@ class Account:
         return {key: found.id for (k, key), found in self.found.items() if k == kind}
 
 
-def fetch(catalog: Catalog, client: StripeClient) -> Account:
-    """Look at an account. Meters are found by paging, products by id, prices by lookup key."""
+def fetch(catalog: Catalog, client: StripeClient, *, leftovers: bool = False) -> Account:
+    """Look at an account. Meters are found by paging, products by id, prices by lookup key.
+
+    Args:
+        leftovers: Look through all products and prices for what is ours and not in the catalog, too.
+    """
     with doing("reading what the account has"):
         products = list(_products(client, [p.id for p in catalog.products]))
         rest = _meters_and_prices(catalog, client)
-    return Account({(found.kind, found.key): found for found in [*products, *rest]})
+        left = _leftovers(catalog, client) if leftovers else ()
+    return Account({(found.kind, found.key): found for found in [*products, *rest]}, left)
 
 
 def fetch_prices(catalog: Catalog, client: StripeClient) -> Account:
@@ -57,6 +67,14 @@ def _meters_and_prices(catalog: Catalog, client: StripeClient) -> list[Found]:
     used = {price.fixed["meter"] for price in prices if price.ours}
     ours = {m.event_name for m in meters if m.event_name in used or m.event_name not in priced}
     return [*(_found_meter(meter, ours=meter.event_name in ours) for meter in meters), *prices]
+
+
+def _leftovers(catalog: Catalog, client: StripeClient) -> tuple[Leftover, ...]:
+    shelf = fetch_shelf(client)
+    ours = {one.id: is_ours(one) for one in (*shelf.prices, *shelf.products)}
+    names = {meter.id: meter.event_name for meter in shelf.meters}
+    facts = {price.id: price_facts(price, names) for price in shelf.prices if ours[price.id]}
+    return find_leftovers(catalog, client, shelf, ours, facts)
 
 
 def _meters(client: StripeClient, event_names: set[str]) -> Iterable[Any]:
@@ -106,7 +124,7 @@ def _products(client: StripeClient, ids: Iterable[str]) -> Iterable[Found]:
             key=product.id,
             id=product.id,
             active=product.active,
-            ours=_is_ours(product),
+            ours=is_ours(product),
             fixed={},
             editable={
                 "name": product.name,
@@ -131,13 +149,14 @@ def found_price(price: Any, meters: Mapping[str, str]) -> Found:
         key=price.lookup_key,
         id=price.id,
         active=price.active,
-        ours=_is_ours(price),
-        fixed=_price_facts(price, meters),
+        ours=is_ours(price),
+        fixed=price_facts(price, meters),
         editable={"nickname": getattr(price, "nickname", None)},
     )
 
 
-def _price_facts(price: Any, meters: Mapping[str, str]) -> dict[str, Fact]:
+def price_facts(price: Any, meters: Mapping[str, str]) -> dict[str, Fact]:
+    """What a Stripe price charges. `meters` names the event of each known meter id."""
     recurring = price.recurring
     meter = getattr(recurring, "meter", None) if recurring else None
     package = getattr(price, "transform_quantity", None)
@@ -169,6 +188,7 @@ def _decimal(holder: Any, name: str) -> Decimal | None:
     return None if value is None else Decimal(str(value))
 
 
-def _is_ours(holder: Any) -> bool:
+def is_ours(holder: Any) -> bool:
+    """Whether a product or price carries our mark."""
     metadata: Any = getattr(holder, "metadata", None)
     return metadata is not None and metadata.to_dict().get(MARK) == MARK_VALUE

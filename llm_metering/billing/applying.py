@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import BillingError
-from .account import MARK, MARK_VALUE, Account, fetch
+from .account import KEY, MARK, MARK_VALUE, Account, fetch
 from .catalog import Catalog, MeterSpec, ProductSpec
 from .money import wire
 from .planning import Change, Plan, compare
@@ -48,6 +48,8 @@ class Applied:
     """Stripe's id by lookup key."""
     changes: tuple[Change, ...] = ()
     """What this run did; empty if the account matched already."""
+    left: tuple[Change, ...] = ()
+    """With `archive`: what is ours and not in the catalog, and had to stay. `note` says why."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,10 +58,17 @@ class Applied:
             "products": dict(self.products),
             "prices": dict(self.prices),
             "changes": Plan(self.catalog, self.changes).as_dict()["changes"],
+            "left": Plan(self.catalog, self.left).as_dict()["changes"],
         }
 
 
-def apply(wanted: Catalog | Plan, client: StripeClient, *, on_change: OnChange = lambda *_: None) -> Applied:
+def apply(
+    wanted: Catalog | Plan,
+    client: StripeClient,
+    *,
+    archive: bool = False,
+    on_change: OnChange = lambda *_: None,
+) -> Applied:
     """Make the account match, and look again to be sure that it does.
 
     A `Plan` is carried out as it was reviewed: where the account has changed since so that something else
@@ -68,17 +77,20 @@ def apply(wanted: Catalog | Plan, client: StripeClient, *, on_change: OnChange =
     Args:
         wanted: A catalog, or the plan that was reviewed.
         client: A Stripe client, such as `connect()` makes.
+        archive: The catalog is all that is sold in this account: switch off what is ours and not in it,
+            unless it bills someone. A `Plan` brings its own.
         on_change: Told of each change once it is done, for a progress display.
     """
     catalog = wanted.catalog if isinstance(wanted, Plan) else wanted
+    archive = wanted.archive if isinstance(wanted, Plan) else archive
     done: list[Change] = []
     tries: Counter[tuple[str, str]] = Counter()
     failure: tuple[Change, StripeError] | None = None
     for _ in range(_ROUNDS):
-        account = fetch(catalog, client)
-        current = compare(catalog, account)
+        account = fetch(catalog, client, leftovers=archive)
+        current = compare(catalog, account, archive=archive)
         if current.done:
-            return _applied(catalog, account, done)
+            return _applied(current, account, done)
         if failure and failure[0] in current.changes and not is_passing(failure[1]):
             break
         _refuse_conflicts(current)
@@ -88,8 +100,15 @@ def apply(wanted: Catalog | Plan, client: StripeClient, *, on_change: OnChange =
     raise _hopeless(failure, current) from (failure[1] if failure else None)
 
 
-def _applied(catalog: Catalog, account: Account, done: list[Change]) -> Applied:
-    return Applied(catalog, account.ids("meter"), account.ids("product"), account.ids("price"), tuple(done))
+def _applied(plan: Plan, account: Account, done: list[Change]) -> Applied:
+    return Applied(
+        plan.catalog,
+        account.ids("meter"),
+        account.ids("product"),
+        account.ids("price"),
+        tuple(done),
+        tuple(change for change in plan.changes if change.action == "leave"),
+    )
 
 
 def _hopeless(failure: tuple[Change, StripeError] | None, current: Plan) -> BillingError:
@@ -128,7 +147,7 @@ def _acts(change: Change) -> bool:
     """Whether carrying it out calls Stripe. A meter cannot be marked, so adopting one needs no call."""
     if change.action == "adopt" and change.kind == "meter":
         return bool(change.differences)
-    return change.action != "unchanged"
+    return change.action not in ("unchanged", "leave")
 
 
 def _carry_out(
@@ -144,7 +163,7 @@ def _carry_out(
 
     meters = account.ids("meter")
     for change in plan.changes:
-        if not _acts(change):
+        if not _acts(change) or _waits(change, plan):
             continue
         salt = tries[change.kind, change.key]
         tries[change.kind, change.key] += 1
@@ -162,12 +181,30 @@ def _carry_out(
     return None
 
 
+def _waits(change: Change, plan: Plan) -> bool:
+    """A meter is switched off only after a look at who is billed, once nobody can subscribe any more."""
+    return (change.action, change.kind) == ("archive", "meter") and any(
+        (other.action, other.kind) == ("archive", "price") for other in plan.changes
+    )
+
+
 def _do(change: Change, catalog: Catalog, client: StripeClient, meters: dict[str, str], salt: int) -> str:
+    if change.action == "archive":
+        return _archive(change, client)
     if change.kind == "meter":
         return _do_meter(change, catalog.meter(change.key), client, salt)
     if change.kind == "product":
         return _do_product(change, catalog.product(change.key), client, salt)
     return _do_price(change, catalog.price(change.key), client, meters, salt)
+
+
+def _archive(change: Change, client: StripeClient) -> str:
+    assert change.id is not None  # noqa: S101 - what is archived is there
+    if change.kind == "meter":
+        return client.v1.billing.meters.deactivate(change.id).id
+    if change.kind == "product":
+        return client.v1.products.update(change.id, {"active": False}).id
+    return client.v1.prices.update(change.id, {"active": False}).id
 
 
 def _do_meter(change: Change, meter: MeterSpec, client: StripeClient, salt: int) -> str:
@@ -200,7 +237,7 @@ def _do_price(
         params["transfer_lookup_key"] = change.action == "replace"
         return prices.create(cast("Any", params), _once(change, params, salt)).id
     assert change.id is not None  # noqa: S101 - only "create" has no object
-    edits: dict[str, Any] = {"active": True, "metadata": {MARK: MARK_VALUE}}
+    edits: dict[str, Any] = {"active": True, "metadata": {MARK: MARK_VALUE, KEY: price.key}}
     if price.nickname is not None:
         edits["nickname"] = price.nickname
     return prices.update(change.id, cast("Any", edits)).id
@@ -245,7 +282,7 @@ def price_params(price: PriceSpec, meters: Mapping[str, str]) -> dict[str, Any]:
         "currency": price.currency,
         "recurring": recurring,
         "lookup_key": price.key,
-        "metadata": {MARK: MARK_VALUE},
+        "metadata": {MARK: MARK_VALUE, KEY: price.key},
         **_amounts(price),
     }
     if price.nickname is not None:

@@ -93,6 +93,8 @@ def summary_of_price(facts: Facts) -> str:
             amount += f" per {facts['package_size']}, rounded {facts['package_round']}"
         elif facts["meter"] is not None:
             amount += " each"
+    if facts["interval"] is None:
+        return f"{amount}; once"
     how = f"metered by {facts['meter']}" if facts["meter"] is not None else "licence, in advance"
     return f"{amount}; {_every(facts)}; {how}"
 

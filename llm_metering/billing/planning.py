@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from .account import Account, fetch
 from .catalog import Catalog
 from .facts import Facts, Found, Kind, Wanted, show_fact, summary_of_price, wanted
+from .leftovers import Leftover
 
 if TYPE_CHECKING:
     from stripe import StripeClient
 
-Action = Literal["create", "adopt", "reactivate", "update", "replace", "unchanged", "conflict"]
+Action = Literal[
+    "create", "adopt", "reactivate", "update", "replace", "unchanged", "conflict", "archive", "leave"
+]
 
 SIGNS: dict[Action, str] = {
     "create": "+",
@@ -24,7 +27,11 @@ SIGNS: dict[Action, str] = {
     "replace": "±",
     "unchanged": "=",
     "conflict": "!",
+    "archive": "-",
+    "leave": "·",
 }
+
+_AT_THE_END: dict[Action, str] = {"unchanged": "unchanged", "leave": "of ours not in the catalog"}
 
 MEANINGS: dict[Action, str] = {
     "create": "is not there and will be made",
@@ -34,6 +41,8 @@ MEANINGS: dict[Action, str] = {
     "replace": "differs in what Stripe never edits; a new one takes over its key, the old one stays",
     "unchanged": "is as it should be",
     "conflict": "differs in what cannot be changed or replaced; a person has to decide",
+    "archive": "is ours and not in the catalog, and bills nobody; it will be switched off, never deleted",
+    "leave": "is ours and not in the catalog; it stays as it is, and the plan says why",
 }
 
 
@@ -68,11 +77,13 @@ class Plan:
 
     catalog: Catalog
     changes: tuple[Change, ...]
+    archive: bool = False
+    """Whether what is ours and not in the catalog is to be switched off."""
 
     @property
     def done(self) -> bool:
         """Whether the account matches already."""
-        return all(change.action == "unchanged" for change in self.changes)
+        return all(change.action in ("unchanged", "leave") for change in self.changes)
 
     @property
     def conflicts(self) -> tuple[Change, ...]:
@@ -89,9 +100,10 @@ class Plan:
     @property
     def summary(self) -> str:
         """Such as "2 to create, 1 unchanged"."""
-        words = [f"{n} {_to_do(action)}" for action, n in self.counts.items() if action != "unchanged"]
-        same = self.counts.get("unchanged", 0)
-        return ", ".join(words + ([f"{same} unchanged"] if same else [])) or "an empty catalog"
+        counts = self.counts
+        words = [f"{n} {_to_do(action)}" for action, n in counts.items() if action not in _AT_THE_END]
+        words += [f"{counts[a]} {said}" for a, said in _AT_THE_END.items() if a in counts]
+        return ", ".join(words) or "an empty catalog"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -115,14 +127,34 @@ class Plan:
         }
 
 
-def plan(catalog: Catalog, client: StripeClient) -> Plan:
-    """Compare a catalog with an account. Sends GET requests only."""
-    return compare(catalog, fetch(catalog, client))
+def plan(catalog: Catalog, client: StripeClient, *, archive: bool = False) -> Plan:
+    """Compare a catalog with an account. Sends GET requests only.
+
+    Args:
+        catalog: What is sold.
+        client: A Stripe client, such as `connect()` makes.
+        archive: The catalog is all that is sold in this account: what is ours and not in it is to be
+            switched off, unless it bills someone. Without it such things are shown and left alone.
+    """
+    return compare(catalog, fetch(catalog, client, leftovers=True), archive=archive)
 
 
-def compare(catalog: Catalog, account: Account) -> Plan:
+def compare(catalog: Catalog, account: Account, *, archive: bool = False) -> Plan:
     """The comparison itself: values in, values out."""
-    return Plan(catalog, tuple(_change(want, account.get(want.kind, want.key)) for want in wanted(catalog)))
+    changes = [_change(want, account.get(want.kind, want.key)) for want in wanted(catalog)]
+    return Plan(catalog, (*changes, *(_end(one, archive) for one in account.leftovers)), archive)
+
+
+def _end(left: Leftover, archive: bool) -> Change:
+    """What becomes of an object that the catalog does not hold."""
+    if archive and left.stays is None:
+        note = _METER_ENDS if left.kind == "meter" else None
+        return Change("archive", left.kind, left.key, left.summary, left.id, note=note)
+    note = f"not in the catalog; {left.stays or 'it bills nobody and can be archived (--archive)'}"
+    return Change("leave", left.kind, left.key, left.summary, left.id, note=note)
+
+
+_METER_ENDS = "Stripe refuses events for it from then on: let nothing report to it any more"
 
 
 def _change(want: Wanted, found: Found | None) -> Change:

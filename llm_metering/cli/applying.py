@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,11 +28,18 @@ Replace = Annotated[
         help="Allow new prices to take over from prices with other amounts; subscribers keep the old ones.",
     ),
 ]
+Archive = Annotated[
+    bool,
+    typer.Option(
+        "--archive",
+        help="The catalog is all that is sold: switch off what is ours, not in it, and bills nobody.",
+    ),
+]
 File = Annotated[str, typer.Argument(metavar="CATALOG", help="A catalog in TOML, or the name of a guide.")]
 
 _COLOURS = {
     "create": "green", "adopt": "cyan", "reactivate": "cyan", "update": "yellow", "replace": "yellow",
-    "unchanged": "dim", "conflict": "red",
+    "unchanged": "dim", "conflict": "red", "archive": "magenta", "leave": "dim",
 }  # fmt: skip
 
 
@@ -137,6 +145,7 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if the account does not match.")
     ] = False,
+    archive: Archive = False,
     api_key: ApiKey = None,
     api_base: ApiBase = None,
     sandbox: Sandbox = None,
@@ -147,7 +156,7 @@ def plan(
     wanted = named(catalog)
     screen = Screen(as_json=as_json)
     with Target(api_key, api_base, sandbox, live).client() as client:
-        made = make_plan(wanted, client)
+        made = make_plan(wanted, client, archive=archive)
     screen.document({"plan": made.as_dict()})
     show_plan(screen, made)
     screen.say(f"{made.summary[:1].upper()}{made.summary[1:]}.")
@@ -157,7 +166,9 @@ def plan(
 
 def apply(
     catalog: File,
+    dry_run: DryRun = False,
     replace: Replace = False,
+    archive: Archive = False,
     api_key: ApiKey = None,
     api_base: ApiBase = None,
     sandbox: Sandbox = None,
@@ -166,22 +177,36 @@ def apply(
 ) -> None:
     """Make the account match a catalog. May be run again, after anything."""
     target = Target(api_key, api_base, sandbox, live)
-    _set_up(named(catalog), target, catalog, dry_run=False, replace=replace, as_json=as_json)
+    _set_up(
+        named(catalog), target, catalog, dry_run=dry_run, replace=replace, archive=archive, as_json=as_json
+    )
 
 
 def _set_up(
-    catalog: Catalog, target: Target, name: str, *, dry_run: bool, replace: bool, as_json: bool
+    catalog: Catalog,
+    target: Target,
+    name: str,
+    *,
+    dry_run: bool,
+    replace: bool,
+    archive: bool | None = None,
+    as_json: bool,
 ) -> None:
+    """`archive=None`: a guide is rarely all that is sold, so what else there is is not spoken of."""
     screen = Screen(as_json=as_json)
     with target.client() as client:
-        plan = make_plan(catalog, client)
+        plan = make_plan(catalog, client, archive=bool(archive))
+        if archive is None:
+            plan = dataclasses.replace(plan, changes=tuple(c for c in plan.changes if c.action != "leave"))
         show_plan(screen, plan)
         if dry_run:
             screen.document({"dry_run": True, "plan": plan.as_dict(), "applied": None})
             screen.say(f"Nothing was changed: {plan.summary}.")
             return
         _refuse_unasked(plan, replace)
-        with screen.progress("Setting up", sum(c.action != "unchanged" for c in plan.changes)) as bar:
+        with screen.progress(
+            "Setting up", sum(c.action not in ("unchanged", "leave") for c in plan.changes)
+        ) as bar:
             applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
     screen.document({"dry_run": False, "plan": plan.as_dict(), "applied": applied.as_dict()})
     _show_applied(screen, applied)

@@ -73,6 +73,23 @@ def test_a_plan_can_be_checked_in_ci(run, at, catalog) -> None:
     assert run("plan", catalog, "--check", *at, "--json").document["plan"]["done"] is True
 
 
+def test_what_left_the_catalog_is_archived_when_asked(run, at, catalog, client) -> None:
+    run("setup", "pay-as-you-go", *at)
+    run("apply", catalog, *at)
+    assert "of ours not in the catalog" not in run("setup", "pay-as-you-go", *at).out
+    seen = run("plan", catalog, *at).out
+    assert "4 unchanged, 3 of ours not in the catalog." in seen
+    assert "it bills nobody and can be archived (--archive)" in seen
+    assert run("plan", catalog, "--check", *at).code == 0
+    assert run("plan", catalog, "--archive", "--check", *at).code == 1
+    tried = run("apply", catalog, "--archive", "--dry-run", *at)
+    assert "Nothing was changed: 3 to archive, 4 unchanged." in tried.out
+    assert len(client.v1.prices.list({"active": True}).data) == 3
+    document = run("apply", catalog, "--archive", *at, "--json").document
+    assert [c["action"] for c in document["applied"]["changes"]] == ["archive"] * 3
+    assert {p.lookup_key for p in client.v1.prices.list({"active": True}).data} == {"output", "seat"}
+
+
 def test_apply_does_not_replace_a_price_unasked(run, at, catalog) -> None:
     run("apply", catalog, *at)
     Path(catalog).write_text(TEXT.replace("0.01", "0.02"))
