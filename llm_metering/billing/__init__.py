@@ -20,7 +20,9 @@ from .connection import SANDBOX_URL, connect
 from .events import SentEvent, send_test_event
 from .files import load_catalog, parse_catalog
 from .guides import FlatFeeWithOverages, PayAsYouGo
+from .migrations import Migrated, migrate, plan_migration
 from .money import Amount
+from .moves import ItemMove, Migration, Move
 from .planning import Change, Difference, Plan, compare, plan
 from .previews import InvoiceLine, InvoicePreview, PriceTotal, preview_invoice
 from .prices import PriceSpec, Tier
@@ -46,8 +48,12 @@ __all__ = [
     "InvoiceLine",
     "InvoicePreview",
     "Item",
+    "ItemMove",
     "MeterSpec",
     "MeteredUsage",
+    "Migrated",
+    "Migration",
+    "Move",
     "Offer",
     "PayAsYouGo",
     "Plan",
@@ -67,8 +73,10 @@ __all__ = [
     "estimate",
     "find_subscriptions",
     "load_catalog",
+    "migrate",
     "parse_catalog",
     "plan",
+    "plan_migration",
     "preview_invoice",
     "rate",
     "send_test_event",

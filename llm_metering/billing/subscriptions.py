@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -14,6 +15,7 @@ from ..usage import NOTHING
 from .account import Account, fetch_prices
 from .applying import Applied
 from .catalog import Catalog, Offer
+from .leftovers import ENDED
 from .planning import compare
 from .refusals import doing, is_passing
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 Collection = Literal["charge_automatically", "send_invoice", "default_incomplete"]
 BillingMode = Literal["flexible", "classic"]
 
-_ENDED = ("canceled", "incomplete_expired")
 _TRIES = 4
 _NO_QUANTITIES: Mapping[str, int] = MappingProxyType({})
 
@@ -40,6 +41,9 @@ class SubscriptionItem:
     """None for a metered price."""
     meter: str | None
     """Stripe's id of its meter."""
+    period_start: datetime
+    period_end: datetime
+    """The billing period it is in; usage until then is on the invoice made then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ def check_prices(
 def find_subscriptions(client: StripeClient, customer: str) -> tuple[Subscription, ...]:
     """A customer's subscriptions that have not ended, newest first."""
     with doing(f"looking for subscriptions of {customer}"):
-        return tuple(s for s in _all_subscriptions(client, customer) if s.status not in _ENDED)
+        return tuple(s for s in _all_subscriptions(client, customer) if s.status not in ENDED)
 
 
 def _check_arguments(billing_mode: str, collection: str | None, days_until_due: int) -> None:
@@ -214,7 +218,7 @@ def _find_or_create(client: StripeClient, params: dict[str, Any], meters: Mappin
     customer = str(params["customer"])
     for salt in range(_TRIES):
         existing = list(_all_subscriptions(client, customer))
-        standing = [s for s in existing if s.status not in _ENDED]
+        standing = [s for s in existing if s.status not in ENDED]
         found = _matching(standing, params["items"])
         if found:
             return found
@@ -223,7 +227,7 @@ def _find_or_create(client: StripeClient, params: dict[str, Any], meters: Mappin
         newest = existing[0].id if existing else None
         try:
             made = client.v1.subscriptions.create(cast("Any", params), _once(params, newest, salt))
-            return _subscription(made, created=True)
+            return parse_subscription(made, created=True)
         except stripe.StripeError as exc:
             if not is_passing(exc) or salt == _TRIES - 1:
                 raise
@@ -232,7 +236,7 @@ def _find_or_create(client: StripeClient, params: dict[str, Any], meters: Mappin
 
 def _all_subscriptions(client: StripeClient, customer: str) -> Iterator[Subscription]:
     page = client.v1.subscriptions.list({"customer": customer, "status": "all", "limit": 100})
-    return (_subscription(raw) for raw in page.auto_paging_iter())
+    return (parse_subscription(raw) for raw in page.auto_paging_iter())
 
 
 def _matching(standing: Sequence[Subscription], items: list[dict[str, Any]]) -> Subscription | None:
@@ -267,7 +271,8 @@ def _once(params: Mapping[str, Any], newest: str | None, salt: int) -> Any:
     return {"idempotency_key": "llm_metering-" + hashlib.sha256(what.encode()).hexdigest()[:48]}
 
 
-def _subscription(raw: Any, *, created: bool = False) -> Subscription:
+def parse_subscription(raw: Any, *, created: bool = False) -> Subscription:
+    """A Stripe subscription as a value."""
     return Subscription(
         id=raw.id,
         customer=raw.customer if isinstance(raw.customer, str) else raw.customer.id,
@@ -290,6 +295,8 @@ def _item(raw: Any) -> SubscriptionItem:
         lookup_key=getattr(raw.price, "lookup_key", None),
         quantity=None if metered else getattr(raw, "quantity", None),
         meter=getattr(recurring, "meter", None) if metered else None,
+        period_start=datetime.fromtimestamp(raw.current_period_start, timezone.utc),
+        period_end=datetime.fromtimestamp(raw.current_period_end, timezone.utc),
     )
 
 

@@ -20,6 +20,7 @@ from . import (
     estimating,
     invoicing,
     looking,
+    migrating,
     serving,
     standing,
     subscribing,
@@ -47,6 +48,7 @@ setup.command("pay-as-you-go", cls=Command)(applying.pay_as_you_go)
 setup.command("flat-fee", cls=Command)(applying.flat_fee)
 app.command("plan", cls=Command)(applying.plan)
 app.command("apply", cls=Command)(applying.apply)
+app.command("migrate", cls=Command)(migrating.migrate)
 app.command("subscribe", cls=Command)(subscribing.subscribe)
 app.command("test-event", cls=Command)(invoicing.send)
 app.command("preview", cls=Command)(invoicing.preview)

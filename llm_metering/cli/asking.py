@@ -39,12 +39,12 @@ class Declined(MeteringError):
     """The person who was asked said no."""
 
 
-def confirm(screen: Screen, question: str, *, yes: bool) -> None:
+def confirm(screen: Screen, question: str, *, yes: bool, changes: str = "the ledger") -> None:
     """Go on only if a person says so."""
     if yes:
         return
     if screen.as_json or not sys.stdin.isatty():
-        raise ConfigurationError("this changes the ledger; where nobody can be asked, say --yes")
+        raise ConfigurationError(f"this changes {changes}; where nobody can be asked, say --yes")
     if not typer.confirm(question, err=True):
         raise Declined("nothing was changed")
 
