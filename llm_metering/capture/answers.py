@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..providers import WireTally
+from ..providers.wire import read_known
 from ..usage import Reading, Usage
 from .bodies import Inflater, KeptBody
 from .streams import StreamTap
@@ -41,8 +42,8 @@ class AppAnswer:
     """
 
     __slots__ = (
-        "_api", "_began", "_noted", "_recorder", "_request", "_scope", "_tally", "_tap", "_timer", "aside",
-        "feed", "room",
+        "_api", "_began", "_keeps_text", "_kind", "_noted", "_recorder", "_request", "_scope", "_tally",
+        "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
@@ -55,7 +56,10 @@ class AppAnswer:
         self._request = KeptBody(recorder.settings.max_body_bytes)
         self._tally: AnswerTally | None = None
         self._tap: StreamTap | None = None
+        self._whole: bytes | None = None
+        """An answer that came in one piece so far, as most do: it may be of a form that has been seen."""
         self._began = False
+        self.over = False
         self._noted = 0
         self.aside: list[bytes] = []
         """Chunks of a stream that were not looked at yet."""
@@ -75,12 +79,13 @@ class AppAnswer:
     def start(self, message: MutableMapping[str, Any]) -> None:
         """Look at the head of the answer, and read on only where there can be usage."""
         try:
-            if not 200 <= message["status"] < 300 or self._scope.covers(self._api):
+            if not 200 <= message["status"] < 300 or self._is_covered():
                 return
-            content_type, encoding = _kind_of(message.get("headers") or ())
+            content_type, encoding = self._kind = _kind_of(message.get("headers") or ())
             if _is_readable(content_type):
-                self._tally = AnswerTally(self._recorder, self._request, content_type, encoding)
-                self.feed = self._begin
+                self._keeps_text = self._recorder.wants_text()
+                is_plain = content_type == "application/json" and encoding is None and not self._keeps_text
+                self.feed = self._begin_whole if is_plain else self._begin
         except Exception as exc:
             self.fail(exc)
 
@@ -102,26 +107,22 @@ class AppAnswer:
 
     def finish(self, *, complete: bool) -> None:
         """The answer is over, or broke off: record it. Only the first call does anything."""
-        tally, self._tally, self.feed = self._tally, None, None
+        if self.over:
+            return
+        self.over, self.feed = True, None
         if self._timer is not None:
             self._timer.cancel()
-        if tally is None or not self._began:
+        if not self._began:
             return
-        tap = self._tap
         try:
-            if tap is not None:
-                tally.feed_aside(self.aside)
-            if self._is_covered():
-                if tap is not None:
-                    tap.discard()
-            elif tap is not None:
-                tap.finish(complete)
-            else:
-                self._record(tally.result())
+            if (tap := self._tap) is not None:
+                self._finish_stream(tap, complete)
+            elif not self._is_covered():
+                self._record(self._result())
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
         # The tap knows us, and we know the tap: let go, so that nothing waits for the garbage collector.
-        self._tap = self._timer = None
+        self._tally = self._tap = self._timer = None
 
     def fail(self, exc: Exception) -> None:
         """An error of our own while reading: the answer goes on, and what is read of it is marked."""
@@ -130,12 +131,25 @@ class AppAnswer:
         if self._tally is not None:
             self._tally.give_up(f"the answer could not be read: {type(exc).__name__}")
 
+    def _begin_whole(self, chunk: bytes) -> None:
+        """The first bytes of plain JSON, and probably all of them."""
+        self._began = True
+        self._whole = chunk
+        self.feed = self._go_on
+
+    def _go_on(self, chunk: bytes) -> None:
+        """There is more of it."""
+        whole, self._whole = self._whole, None
+        self._tally = tally = self._new_tally()
+        self.feed = tally.feed
+        if whole is not None:
+            tally.feed(whole)
+        tally.feed(chunk)
+
     def _begin(self, chunk: bytes) -> None:
         """The first bytes: from here on there is something to record."""
-        tally = self._tally
-        if tally is None:
-            return
         self._began = True
+        self._tally = tally = self._new_tally()
         if not tally.is_stream:
             self.feed = tally.feed
             tally.feed(chunk)
@@ -156,6 +170,27 @@ class AppAnswer:
         else:
             self.feed = self._tap.feed
 
+    def _new_tally(self) -> AnswerTally:
+        return AnswerTally(self._recorder, self._request, *self._kind, keep_text=self._keeps_text)
+
+    def _result(self) -> Reading:
+        whole = self._whole
+        if whole is None:
+            return Reading() if self._tally is None else self._tally.result()
+        if len(whole) <= self._recorder.settings.max_body_bytes and (known := read_known(whole)) is not None:
+            return known
+        tally = self._new_tally()
+        tally.feed(whole)
+        return tally.result()
+
+    def _finish_stream(self, tap: StreamTap, complete: bool) -> None:
+        if self._tally is not None:
+            self._tally.feed_aside(self.aside)
+        if self._is_covered():
+            tap.discard()
+        else:
+            tap.finish(complete)
+
     def _look_after(self, delay_s: float) -> bool:
         """Set a timer, so that what came is noted in time even where nothing more comes."""
         loop = asyncio_loop()
@@ -166,7 +201,7 @@ class AppAnswer:
         return True
 
     def _look_in_time(self) -> None:
-        if self._tally is not None:
+        if not self.over:
             self.look(is_due=True)
             self._look_after(self._recorder.settings.progress_every_s)
 
@@ -177,7 +212,9 @@ class AppAnswer:
             )
 
     def _is_covered(self) -> bool:
-        return self._scope.covers(self._api, besides=self._tap)
+        scope = self._scope
+        # Nearly always nothing was.
+        return bool(scope.recorded or scope.opened) and scope.covers(self._api, besides=self._tap)
 
 
 class AnswerTally:
@@ -193,16 +230,20 @@ class AnswerTally:
     feed: Callable[[bytes], None]
 
     def __init__(
-        self, recorder: Recorder, request: KeptBody, content_type: str | None, encoding: str | None
+        self,
+        recorder: Recorder,
+        request: KeptBody,
+        content_type: str | None,
+        encoding: str | None,
+        *,
+        keep_text: bool,
     ) -> None:
         limit = recorder.settings.max_body_bytes
         self._recorder = recorder
         self._request = request
         self._unread: str | None = None
         self._inflater: Inflater | None = None
-        self._wire = wire = WireTally(
-            content_type=content_type, max_bytes=limit, keep_text=recorder.wants_text()
-        )
+        self._wire = wire = WireTally(content_type=content_type, max_bytes=limit, keep_text=keep_text)
         self.is_stream = content_type in _STREAMS
         self._chunks = 1
         # Until the first bytes have shown what it is, the wire tally replaces its own `feed`.
@@ -297,10 +338,13 @@ def _kind_of(headers: Any) -> tuple[str | None, str | None]:
     content_type = encoding = None
     for name, value in headers:
         if len(name) == 12 and name.lower() == b"content-type":
-            content_type = value.partition(b";")[0].strip().lower().decode("latin-1")
+            content_type = _COMMON.get(value) or value.partition(b";")[0].strip().lower().decode("latin-1")
         elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = value.strip().lower().decode("latin-1")
     return content_type, encoding if encoding != "identity" else None
+
+
+_COMMON = {b"application/json": "application/json", b"text/event-stream": "text/event-stream"}
 
 
 def _is_readable(content_type: str | None) -> bool:

@@ -26,7 +26,8 @@ class Capacity:
         self.policy = home.settings.at_capacity
         self.has_room = home.has_room
         self._paths: set[str] = set()
-        self._shapes: set[tuple[str, ...]] = set()
+        self.shapes: set[tuple[str, ...]] = set()
+        """Of the paths on which something was recorded, besides those whose own answers are read."""
         self._told = False
 
     @property
@@ -39,11 +40,11 @@ class Capacity:
         if path in self._paths or len(self._paths) >= _MAX_PATHS:
             return
         self._paths.add(path)
-        if len(self._shapes) < _MAX_SHAPES:
-            self._shapes.add(_shape(path))
+        if len(self.shapes) < _MAX_SHAPES:
+            self.shapes.add(_shape(path))
 
     def knows(self, path: str) -> bool:
-        return _shape(path) in self._shapes
+        return _shape(path) in self.shapes
 
     async def admits(self) -> bool:
         """Whether a metered request may go on although there was no room a moment ago."""

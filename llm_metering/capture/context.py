@@ -63,6 +63,11 @@ class Scope:
 
     # One is made for every request, whatever it does: what few need stands here until it is set.
 
+    asgi: MutableMapping[str, Any] | None = None
+    """The request's ASGI scope, on the outermost scope; what a resolver is shown."""
+    parent: Scope | None = None
+    owner: object | None = None
+    """The recorder it belongs to; None serves any."""
     customer: str | None = None
     """Named by `bind` or `bound`."""
     resolved: str | None = None
@@ -96,10 +101,8 @@ class Scope:
         owner: object | None = None,
     ) -> None:
         self.asgi = asgi
-        """The request's ASGI scope, on the outermost scope; what a resolver is shown."""
         self.parent = parent
-        self.owner: object | None = owner if owner is not None or parent is None else parent.owner
-        """The recorder it belongs to; None serves any."""
+        self.owner = owner if owner is not None or parent is None else parent.owner
         if customer is not None:
             self.customer = customer
         if dimensions:

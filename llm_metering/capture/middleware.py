@@ -71,36 +71,40 @@ class MeteringMiddleware:
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability == "commit"
         self._capacity = Capacity(metering)
+        self._shapes = self._capacity.shapes
         self._has_room = metering.has_room
         self._marked = coroutine_marker()
+        self._marked(_Request.pass_on)
         self._key = f"llm_metering.{id(self._recorder):x}"
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "lifespan":
-            await self._with_lifespan(scope, receive, send)
-            return
         if kind != "http" and kind != "websocket":
-            await self.app(scope, receive, send)
+            await self._other(scope, receive, send)
             return
-        outer: Scope | None = scope.get(self._key)
-        if outer is not None:
-            await self._nested(outer, scope, receive, send)
+        if self._key in scope:
+            await self._nested(scope[self._key], scope, receive, send)
             return
         if not self._home.is_started:
             self._start_soon()
-        if not self._has_room() and self._stops(scope) and not await self._capacity.admits():
+        reads = (
+            self._reads and kind == "http" and scope["method"] == "POST" and self._is_metered(scope["path"])
+        )
+        # Routes that never used anything need no room, and are not asked about it.
+        is_asked = reads or self._shapes
+        if is_asked and not self._has_room() and self._stops(scope) and not await self._capacity.admits():
             await turn_away(scope, receive, send)
             return
         if "state" not in scope:
             # Made here, so that inner layers share it even where one of them copies the scope.
             scope["state"] = {}
-        request = scope[self._key] = Scope(asgi=scope, owner=self._recorder)
+        request = scope[self._key] = _Request(scope, self._recorder)
         answer = None
-        if self._reads and kind == "http" and scope["method"] == "POST" and self._is_metered(scope["path"]):
+        if reads:
             answer, receive, send = self._reading(request, receive, send)
         elif self._holds or kind == "websocket":
-            send = self._watching(request, send)
+            request.middleware, request.send = self, send
+            send = request.pass_on
         token = context.enter(request)
         try:
             if self._rejects and not await self._is_admitted(request, scope):
@@ -108,16 +112,24 @@ class MeteringMiddleware:
             else:
                 await self.app(scope, receive, send)
         finally:
-            if answer is not None:
+            if answer is not None and not answer.over:
                 answer.finish(complete=False)
             if not request.recorded and not request.opened:
-                self._leave(request, token, scope)
+                context.leave(request, token)
+                scope.pop(self._key, None)
             else:
-                self._capacity.learn(scope["path"])
+                if answer is None:
+                    self._capacity.learn(scope["path"])
                 if request.parked or request.opened or self._recorder.naming.needs_waiting(request):
                     await self._end(request, token, scope)
                 else:
                     self._close(request, token, scope)
+
+    async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._with_lifespan(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _with_lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if self._key in scope:
@@ -143,8 +155,8 @@ class MeteringMiddleware:
                 answer.keep_request(message)
             return message
 
+        # Not a coroutine of its own: a message costs no more than a look at it, unless it has to wait.
         def send_read(message: Message) -> Awaitable[None]:
-            # Not a coroutine of its own: a chunk costs no more than a look at it.
             if message["type"] != "http.response.body":
                 return send_other(message)
             if (feed := answer.feed) is not None and (chunk := message.get("body")):
@@ -154,30 +166,28 @@ class MeteringMiddleware:
                         answer.look()
                 except Exception as exc:
                     answer.fail(exc)
-            return send(message) if message.get("more_body") else send_other(message)
+            return send(message) if message.get("more_body") else send_last(message)
 
-        async def send_other(message: Message) -> None:
+        def send_other(message: Message) -> Awaitable[None]:
             kind = message["type"]
             if kind == "http.response.start":
                 answer.start(message)
-            elif kind in _LAST:
+            return send_last(message) if kind in _LAST else send(message)
+
+        def send_last(message: Message) -> Awaitable[None]:
+            if not answer.over:
                 answer.finish(complete=True)
-                if holds and request.recorded and not is_on_disk(request):
-                    await self._before_last(request)
+            if holds and request.recorded and not is_on_disk(request):
+                return send_when_on_disk(message)
+            return send(message)
+
+        async def send_when_on_disk(message: Message) -> None:
+            await self._before_last(request)
             await send(message)
 
         return answer, receive_kept, self._marked(send_read)
 
-    def _watching(self, request: Scope, send: Send) -> Send:
-        """For other routes: only a last message may have to wait."""
-
-        def send_watched(message: Message) -> Awaitable[None]:
-            # Not a coroutine of its own: where nothing is recorded it costs no more than a look.
-            return self._send_recorded(request, send, message) if request.recorded else send(message)
-
-        return self._marked(send_watched)
-
-    async def _send_recorded(self, request: Scope, send: Send, message: Message) -> None:
+    async def send_recorded(self, request: Scope, send: Send, message: Message) -> None:
         kind = message["type"]
         if self._holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
             await self._before_last(request)
@@ -236,15 +246,12 @@ class MeteringMiddleware:
             self._close(request, token, scope)
 
     def _close(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
-        self._leave(request, token, scope)
+        context.leave(request, token)
+        scope.pop(self._key, None)
         # Another thread may have put something aside until this very moment.
         self._recorder.release(request)
         for stream in request.streams:
             stream.leave_progress()
-
-    def _leave(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
-        context.leave(request, token)
-        scope.pop(self._key, None)
 
     async def _name_customer(self, request: Scope) -> None:
         """The last chance to ask an async resolver, for a cancelled request too."""
@@ -273,6 +280,27 @@ class MeteringMiddleware:
             self._home.start_soon()
         except Exception as exc:
             self._home.telemetry.failure("metering.start", exc)
+
+
+class _Request(Scope):
+    """The context of one HTTP request or websocket, and the way of its messages where nothing is read."""
+
+    middleware: MeteringMiddleware
+    send: Send
+
+    def __init__(self, asgi: ASGIScope, owner: object) -> None:
+        # One is made for every request: what `Scope` would set besides stands on the class.
+        self.asgi = asgi
+        self.owner = owner
+
+    def pass_on(self, message: Message) -> Awaitable[None]:
+        """Send a message; only a last one, of a request that used something, may have to wait.
+
+        Not a coroutine of its own: where nothing is recorded it costs no more than a look.
+        """
+        if self.recorded:
+            return self.middleware.send_recorded(self, self.send, message)
+        return self.send(message)
 
 
 def _is_preflight(scope: ASGIScope) -> bool:

@@ -513,17 +513,21 @@ async def test_a_stream_that_a_wrapped_client_reads_is_left_to_it(home, wire):
 # A failure of ours.
 
 
-async def test_an_error_of_our_own_is_counted_and_the_answer_goes_on(new_home, wire, monkeypatch):
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_an_error_of_our_own_is_counted_and_the_answer_goes_on(new_home, wire, monkeypatch, pieces):
     from llm_metering.providers import WireTally
+    from llm_metering.providers.recognised import Forms
 
     home = new_home(customer="cus_a")
     body = json.dumps(wire.chat()).encode()
 
-    def broken(self: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise RuntimeError("a bug of ours")
 
     monkeypatch.setattr(WireTally, "result", broken)
-    passed = await wire.exchange(metered(answering(body), home))
+    monkeypatch.setattr(Forms, "read", broken)
+    cut = [body] if pieces == 1 else [body[:100], body[100:]]
+    passed = await wire.exchange(metered(answering(*cut), home))
     assert (passed.status, passed.body) == (200, body)
     assert sum(home.failures.values()) == 1
 
