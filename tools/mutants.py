@@ -66,9 +66,8 @@ MUTANTS = (
     Mutant(
         "attempt before send: the intent is committed first",
         "ledger/attempts.py",
-        "        self._write(changes)\n"
-        '        rows.insert(self._db, _BEGIN, "", attempts)\n        return claims',
-        "        return claims",
+        "        self._write(changes)\n        for row, after",
+        "        for row, after",
         ("ledger/test_contract.py::test_a_claim_is_on_record_before_anything_is_sent",),
         simulated=True,
     ),
@@ -78,6 +77,16 @@ MUTANTS = (
         'if row is None or row[13] != claim.fence or row[6] != "SENDING":',
         'if row is None or row[6] != "SENDING":',
         ("ledger/test_contract.py::test_an_old_fence_changes_nothing",),
+    ),
+    Mutant(
+        "what is kept in memory is held against the file",
+        "ledger/attempts.py",
+        "if done.rowcount != len(set(some)):",
+        "if False:",
+        (
+            "ledger/test_sqlite.py::test_what_was_read_ahead_is_held_against_the_file_before_it_is_sent",
+            "ledger/test_sqlite.py::test_an_answer_is_held_against_the_file_and_not_against_what_is_remembered",
+        ),
     ),
     Mutant(
         "lane lock: one writer a file",
@@ -154,8 +163,8 @@ MUTANTS = (
     Mutant(
         "one call at a time for a customer and meter",
         "ledger/attempts.py",
-        "if pair not in busy and states.may_send(",
-        "if states.may_send(",
+        "if pair not in busy and ",
+        "if ",
         ("ledger/test_contract.py::test_one_attempt_at_a_time_for_a_customer_and_meter",),
         simulated=True,
     ),

@@ -1,12 +1,18 @@
 """Attempts to send the meter events of one lane: which are due, how one begins, ends or is cut off.
 
 What `states` decides is carried out here. Every method works inside a transaction of the lane's.
+
+Two things are kept in memory between transactions, so that they need not be read again: rows that were read
+ahead, and the rows of attempts under way. Both are a cache and no more than that: each write names the state
+and the fence that it expects, and where the file says otherwise it is undone (`Stale`) and done again by the
+file alone.
 """
 
 # ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,14 +22,15 @@ from . import rows, states
 Pair = tuple[str, str]
 """A customer and a meter: at most one attempt at a time is under way for each."""
 
-Head = tuple[Sequence[Any], states.Standing]
+Head = tuple[rows.Row, states.Standing]
 """The row of an event that is to be sent, and where it stands."""
-_Change = tuple[Sequence[Any], states.Standing, int, float | None]
+_Change = tuple[rows.Row, states.Standing, int, float | None]
 """A row as it was read, where it stands now, its fence and the end of its lease."""
+_Ended = tuple[rows.Row, states.Step, Outcome]
 
 _ROW = f"{rows.EVENT}, seq"
-_BEGIN = "INSERT INTO attempt (identifier, number, fence, started_at)"
-# The row is there, from before the attempt began; an upsert writes many in one step, on older SQLites too.
+# An attempt under way stands in its event's row, which says since when and under which fence. A row of its
+# own it gets as it ends; one that an earlier version wrote at the beginning is completed.
 _END = (
     "INSERT INTO attempt (identifier, number, fence, started_at, ended_at, outcome, status, code, message, "
     "request_id)"
@@ -35,7 +42,8 @@ _END_TAIL = (
 )
 _WRITE = (
     "UPDATE meter_event SET state = ?, attempts = ?, attempt_started_at = ?, first_ambiguous_at = ?, "
-    "next_attempt_at = ?, backoff_s = ?, reason = ?, fence = ?, lease_until = ?"
+    "next_attempt_at = ?, backoff_s = ?, reason = ?, fence = ?, lease_until = ? "
+    "WHERE state = ? AND fence = ?"
 )
 _NEXT = """
     SELECT n.seq FROM meter_event n
@@ -56,6 +64,12 @@ _HEADS = f"""
 """
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """How many rows one step reads or writes; few sizes, so that each statement is prepared once."""
+_AHEAD = 128
+"""How many rows are read at least, though fewer are wanted now."""
+
+
+class Stale(Exception):
+    """The file says otherwise than what was kept in memory."""
 
 
 class Attempts:
@@ -65,8 +79,15 @@ class Attempts:
         self._db = db
         self._random = random
         self._after: Pair = ("", "")
+        self._ahead: deque[rows.Row] = deque()
+        self._under_way: dict[str, rows.Row] = {}
         self.without: frozenset[str] = frozenset()
         """Event names of which nothing new is sent: their meters are gone."""
+
+    def forget(self) -> None:
+        """Go by the file again: something else was written, or what was written is undone."""
+        self._ahead.clear()
+        self._under_way.clear()
 
     def sending(self) -> set[Pair]:
         """Customers and meters for which an attempt is under way."""
@@ -92,15 +113,23 @@ class Attempts:
         heads: list[Head] = []
         if limit <= 0:
             return heads
+        known: dict[rows.Row, states.Standing | None] = {}
 
-        def take(found: Iterable[Sequence[Any]], *, in_turn: bool) -> None:
+        def sendable(row: rows.Row) -> states.Standing | None:
+            # Many stand alike, and what follows from it is alike.
+            if (alike := _standing(row)) not in known:
+                standing = rows.standing_of(row)
+                known[alike] = standing if states.may_send(standing, now=now) else None
+            return known[alike]
+
+        def take(found: Iterable[rows.Row], *, in_turn: bool) -> None:
             for row in found:
                 pair = (row[2], row[1])
                 if in_turn:
                     self._after = pair
                 if in_turn and row[1] in self.without:
                     continue
-                if pair not in busy and states.may_send(standing := rows.standing_of(row), now=now):
+                if pair not in busy and (standing := sendable(row)):
                     busy.add(pair)
                     heads.append((row, standing))
                     if len(heads) == limit:
@@ -112,29 +141,38 @@ class Attempts:
         return heads
 
     def start(self, heads: Sequence[Head], lane: str, now: float, lease_s: float) -> list[Claim]:
-        claims, changes, attempts = [], [], []
+        claims, changes = [], []
+        known: dict[int, states.Standing] = {}
         for row, before in heads:
-            after = states.started(before, now=now)
+            after = known.get(id(before))
+            if after is None:
+                after = known[id(before)] = states.started(before, now=now)
             fence = row[13] + 1
             event = rows.event_of(row)
             claims.append(Claim(event, after.attempts, fence, lane, before.first_ambiguous_at))
             changes.append((row, after, fence, now + lease_s))
-            attempts.append((event.identifier, after.attempts, fence, now))
         self._write(changes)
-        rows.insert(self._db, _BEGIN, "", attempts)
+        for row, after, fence, _ in changes:
+            self._under_way[row[0]] = (*row[:6], *_columns(after), fence, row[14])
         return claims
 
     def finish(self, results: Sequence[tuple[Claim, Outcome]], now: float) -> list[Transition | None]:
-        found = {row[0]: row for row in self._named([claim.event.identifier for claim, _ in results])}
+        found = self._known([claim.event.identifier for claim, _ in results])
         told: list[Transition | None] = []
-        ended: list[tuple[Sequence[Any], states.Step, Outcome]] = []
+        ended: list[_Ended] = []
+        accepted: dict[rows.Row, states.Step] = {}
         for claim, outcome in results:
             row = found.get(claim.event.identifier)
             if row is None or row[13] != claim.fence or row[6] != "SENDING":
                 told.append(None)
                 continue
             del found[claim.event.identifier]  # an attempt ends once
-            step = states.ended(rows.standing_of(row), outcome, now=now, random=self._random)
+            alike = _standing(row)
+            step = accepted.get(alike) if outcome.kind == "accepted" else None
+            if step is None:
+                step = states.ended(rows.standing_of(row), outcome, now=now, random=self._random)
+            if outcome.kind == "accepted":
+                accepted[alike] = step
             ended.append((row, step, outcome))
             told.append(_transition(row, step))
         self._end(ended, now)
@@ -166,33 +204,41 @@ class Attempts:
             {"by": by_s},
         )
 
-    def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[Sequence[Any]]:
+    def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[rows.Row]:
         return self._db.execute(f"SELECT {_ROW} FROM meter_event WHERE {where} {more}", values).fetchall()
 
-    def _named(self, identifiers: Sequence[str]) -> Iterator[Sequence[Any]]:
-        for some in _parts(identifiers):
-            yield from self._events(f"identifier IN ({_marks(some)})", some)
+    def _known(self, identifiers: Sequence[str]) -> dict[str, rows.Row]:
+        """The rows of these events; those under way are known, others are read."""
+        found = {i: row for i in identifiers if (row := self._under_way.pop(i, None)) is not None}
+        if others := [i for i in identifiers if i not in found]:
+            for some in _parts(others):
+                found |= {row[0]: row for row in self._events(f"identifier IN ({_marks(some)})", some)}
+        return found
 
-    def _round(self, now: float, limit: int) -> Iterator[Sequence[Any]]:
-        """The earliest due event of each pair, from `_after` on and round to it again."""
+    def _round(self, now: float, limit: int) -> Iterator[rows.Row]:
+        """The earliest due event of each pair, from where the last claim ended and round to it again."""
+        ahead = self._ahead
+        while ahead:
+            yield ahead.popleft()
         start = self._after
-        yield from self._next(start, now, limit)
-        for row in self._next(("", ""), now, limit):
-            if (row[2], row[1]) > start:
-                return
-            yield row
+        for after, end in ((start, None), (("", ""), start)):
+            more: Pair | None = after
+            while more is not None:
+                more = self._read_ahead(more, now, max(limit, _AHEAD))
+                while ahead:
+                    row = ahead.popleft()
+                    if end is not None and (row[2], row[1]) > end:
+                        return
+                    yield row
 
-    def _next(self, after: Pair, now: float, limit: int) -> Iterator[Sequence[Any]]:
-        """The earliest due event of each pair behind this one, read in groups."""
-        values = {"now": now, "far": now + states.MAX_WAIT_S, "oldest": now - states.EXPIRY_S, "limit": limit}
-        while True:
-            customer, event_name = after
-            found = self._db.execute(_HEADS, {**values, "customer": customer, "event_name": event_name})
-            group = found.fetchall()
-            yield from group
-            if len(group) < limit:
-                return
-            after = (group[-1][2], group[-1][1])
+    def _read_ahead(self, after: Pair, now: float, count: int) -> Pair | None:
+        """Read the earliest due event of each pair behind this one; the last pair if there may be more."""
+        values = {"now": now, "far": now + states.MAX_WAIT_S, "oldest": now - states.EXPIRY_S}
+        group = self._db.execute(
+            _HEADS, {**values, "customer": after[0], "event_name": after[1], "limit": count}
+        ).fetchall()
+        self._ahead.extend(group)
+        return (group[-1][2], group[-1][1]) if len(group) == count else None
 
     def _crash(self, where: str, values: Sequence[Any], now: float) -> list[Transition]:
         crashed = []
@@ -202,7 +248,7 @@ class Attempts:
         self._end(crashed, now)
         return [_transition(row, step) for row, step, _ in crashed]
 
-    def _end(self, ended: Sequence[tuple[Sequence[Any], states.Step, Outcome]], now: float) -> None:
+    def _end(self, ended: Sequence[_Ended], now: float) -> None:
         """Attempts end, each the latest of its event."""
         self._write((row, step.standing, row[13], None) for row, step, _ in ended)
         attempts = [
@@ -214,23 +260,37 @@ class Attempts:
     def _write(self, changes: Iterable[_Change]) -> None:
         """Write where events stand; those that stand alike, as most do, in one step."""
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for row, s, fence, lease_until in changes:
-            values = (
-                s.state, s.attempts, s.attempt_started_at, s.first_ambiguous_at, s.next_attempt_at,
-                s.backoff_s, s.reason, fence, lease_until,
-            )  # fmt: skip
-            alike.setdefault(values, []).append(row[14])
-        for values, numbers in alike.items():
+        kept = list(changes)  # so that no two of them have the same id
+        for row, standing, fence, lease_until in kept:
+            alike.setdefault((id(standing), fence, lease_until, row[6], row[13]), []).append(row[14])
+        known = {id(standing): standing for _, standing, _, _ in kept}
+        for (which, *more), numbers in alike.items():
+            values = (*_columns(known[which]), *more)
             for some in _parts(numbers):
-                self._db.execute(f"{_WRITE} WHERE seq IN ({_marks(some)})", (*values, *some))
+                done = self._db.execute(f"{_WRITE} AND seq IN ({_marks(some)})", (*values, *some))
+                if done.rowcount != len(set(some)):
+                    raise Stale
 
 
-def _transition(row: Sequence[Any], step: states.Step) -> Transition:
+def _standing(row: rows.Row) -> rows.Row:
+    """The columns that say where it stands: its time, and its state and what goes with that."""
+    return row[4:5] + row[6:13]
+
+
+def _columns(s: states.Standing) -> rows.Row:
+    """The same columns, but for its time."""
+    return (
+        s.state, s.attempts, s.attempt_started_at, s.first_ambiguous_at, s.next_attempt_at, s.backoff_s,
+        s.reason,
+    )  # fmt: skip
+
+
+def _transition(row: rows.Row, step: states.Step) -> Transition:
     after = step.standing
     return Transition(row[0], row[6], after.state, after.reason, step.alarm, after.next_attempt_at)
 
 
-def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _parts(items: Sequence[Any]) -> Iterator[list[Any]]:
     """Parts of a few sizes; the last is filled up with its last item, which `IN` does not mind."""
     for place in range(0, len(items), _SIZES[-1]):
         part = list(items[place : place + _SIZES[-1]])

@@ -61,17 +61,24 @@ def history(db: sqlite3.Connection, lane: str, identifier: str) -> EventHistory 
         frozen_at,
         replaces,
         replaced_by,
-        tuple(
-            AttemptRow(*a)
-            for a in db.execute(
-                f"SELECT {_ATTEMPT} FROM attempt WHERE identifier = ? ORDER BY number", (identifier,)
-            )
-        ),
+        tuple(_attempts(db, row)),
         tuple(
             ActionRow(*a)
             for a in db.execute(f"SELECT {_ACTION} FROM action WHERE subject = ? ORDER BY seq", (identifier,))
         ),
     )
+
+
+def _attempts(db: sqlite3.Connection, row: rows.Row) -> Iterator[AttemptRow]:
+    """Every attempt; one that is under way stands in the event's own row until it ends."""
+    number = 0
+    for found in db.execute(
+        f"SELECT {_ATTEMPT} FROM attempt WHERE identifier = ? ORDER BY number", (row[0],)
+    ):
+        number = found[0]
+        yield AttemptRow(*found)
+    if row[6] == "SENDING" and number < row[7]:
+        yield AttemptRow(row[7], row[8], None, None, None, None, None, None)
 
 
 def set_aside(

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 from .._failpoints import failpoint
 from ..decisions import Decision, Ruling
 from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
 from . import rows, states, verdicts
-from .attempts import Attempts, Pair
+from .attempts import Attempts, Pair, Stale
 from .freezing import Draft, bucket_of, drafts, meter_event
 from .lines import plain
 from .rulings import Rulings
 from .suspicion import Kept, suspect
+
+T = TypeVar("T")
 
 _INSERT_PROGRESS = f"""
     INSERT INTO progress ({rows.RECORD})
@@ -79,7 +82,7 @@ class Lane:
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], drops: Sequence[str], *, now: float
     ) -> int:
-        with self._transaction():
+        with self._transaction(of_attempts=True):
             # First what streams left behind, so that a record in the same group may close it.
             if progress:
                 self._put_progress([self._records.row(p.entry, now) for p in progress])
@@ -223,19 +226,29 @@ class Lane:
         self, *, now: float, limit: int, ambiguous_only: bool, busy: set[Pair], lease_s: float
     ) -> list[Claim]:
         """Take due events and add their pairs to `busy`."""
-        heads = self.attempts.heads(now, limit, ambiguous_only, busy)
-        if not heads:
-            return []
-        with self._transaction():
-            claims = self.attempts.start(heads, self.name, now, lease_s)
-        self._note_sends(tries=len(claims))
-        failpoint("after_claim")
+
+        def start() -> list[Claim]:
+            heads = self.attempts.heads(now, limit, ambiguous_only, taken := set(busy))
+            if not heads:
+                return []
+            with self._transaction(of_attempts=True):
+                claims = self.attempts.start(heads, self.name, now, lease_s)
+            busy.update(taken)
+            return claims
+
+        if claims := _surely(start):
+            self._note_sends(tries=len(claims))
+            failpoint("after_claim")
         return claims
 
     def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
         failpoint("before_finish")
-        with self._transaction():
-            transitions = self.attempts.finish(results, now)
+
+        def finish() -> list[Transition | None]:
+            with self._transaction(of_attempts=True):
+                return self.attempts.finish(results, now)
+
+        transitions = _surely(finish)
         failpoint("after_finish")
         return transitions
 
@@ -250,11 +263,15 @@ class Lane:
     ) -> tuple[list[Transition | None], list[Claim]]:
         """Attempts end and others begin, for the price of one transaction."""
         failpoint("before_finish")
-        attempts = self.attempts
-        with self._transaction():
-            transitions = attempts.finish(results, now)
-            heads = attempts.heads(now, limit, ambiguous_only, attempts.sending())
-            claims = attempts.start(heads, self.name, now, lease_s)
+
+        def both() -> tuple[list[Transition | None], list[Claim]]:
+            attempts = self.attempts
+            with self._transaction(of_attempts=True):
+                transitions = attempts.finish(results, now)
+                heads = attempts.heads(now, limit, ambiguous_only, attempts.sending())
+                return transitions, attempts.start(heads, self.name, now, lease_s)
+
+        transitions, claims = _surely(both)
         failpoint("after_finish")
         if claims:
             self._note_sends(tries=len(claims))
@@ -386,15 +403,19 @@ class Lane:
     # ---- underneath
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, of_attempts: bool = False) -> Iterator[None]:
+        """`of_attempts`: what it does to meter events is done by `attempts`, which remember it."""
         try:
             self.db.execute("BEGIN IMMEDIATE")
             yield
             self.db.execute("COMMIT")
         except BaseException:
             self._keys.forget()
+            self.attempts.forget()
             self._roll_back()
             raise
+        if not of_attempts:
+            self.attempts.forget()
 
     def _roll_back(self) -> None:
         try:
@@ -445,6 +466,14 @@ class Lane:
             )
             changed += 1
         return changed
+
+
+def _surely(act: Callable[[], T]) -> T:
+    """Do it; and once more by the file alone where that differs from what was kept in memory."""
+    try:
+        return act()
+    except Stale:
+        return act()
 
 
 def has_work(db: sqlite3.Connection) -> bool:

@@ -33,6 +33,7 @@ EVENT = (
 
 _Key = tuple[str, tuple[tuple[str, str], ...], str, str, str]
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
 _counts = attrgetter(*LEAVES)
 _LABELS = tuple(f'"{name}":' for name in LEAVES)
 _MAX_CACHED = 4096
@@ -207,7 +208,7 @@ def event_of(row: Sequence[Any]) -> MeterEvent:
     """A meter event from the columns of `EVENT`."""
     identifier, event_name, customer, value, timestamp, payload = row[:6]
     return MeterEvent(
-        identifier, event_name, customer, Decimal(value), timestamp, MappingProxyType(json.loads(payload))
+        identifier, event_name, customer, Decimal(value), timestamp, MappingProxyType(_decode(payload)[0])
     )
 
 

@@ -17,8 +17,9 @@ Nothing here reads a clock, a die or a database; ledgers carry out what these fu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from .._values import dataclass
 from ..protocols import Outcome, OutcomeKind, State
 
 MINUTE_S = 60.0

@@ -41,8 +41,10 @@ def suspect(db: sqlite3.Connection, lane: str, why: str, *, now: float) -> Kept:
     db.execute("DELETE FROM progress")
     records = db.execute("UPDATE usage SET held = ? WHERE freeze IS NULL AND held IS NULL", (why,)).rowcount
     db.execute(
-        "UPDATE attempt SET ended_at = ?, outcome = 'ambiguous', message = ? WHERE ended_at IS NULL "
-        "AND identifier IN (SELECT identifier FROM meter_event WHERE state = 'SENDING')",
+        "INSERT INTO attempt (identifier, number, fence, started_at, ended_at, outcome, message) "
+        "SELECT identifier, attempts, fence, attempt_started_at, ?, 'ambiguous', ? FROM meter_event "
+        "WHERE state = 'SENDING' ON CONFLICT (identifier, number) DO UPDATE SET "
+        "ended_at = excluded.ended_at, outcome = excluded.outcome, message = excluded.message",
         (now, why),
     )
     events = db.execute(

@@ -432,20 +432,84 @@ def test_decisions_are_rows_with_who_when_and_why(folder, opened):
     ]
 
 
-def test_every_attempt_is_a_row_from_before_it_begins(folder, opened):
+def test_every_attempt_is_on_record_from_before_it_begins(folder, opened):
     ledger = opened()
     ledger.commit([entry("a")], [], now=T0)
     ledger.freeze(now=DONE, bucket_s=BUCKET)
     (claim,) = ledger.claim(now=DONE, limit=1)
-    query = "SELECT number, fence, started_at, ended_at, outcome, status, request_id FROM attempt"
-    assert rows(folder, query) == [(1, 1, DONE, None, None, None, None)]
+    query = "SELECT state, attempts, fence, attempt_started_at, lease_until FROM meter_event"
+    assert rows(folder, query) == [("SENDING", 1, 1, DONE, DONE + 300)]
+
+    def attempts() -> list[tuple[object, ...]]:
+        found = SqliteLedger.read_only(folder).history(claim.event.identifier).attempts
+        return [(a.number, a.started_at, a.ended_at, a.outcome, a.status, a.request_id) for a in found]
+
+    first = (1, DONE, DONE + 1, "throttled", 429, "req_1")
+    assert attempts() == [(1, DONE, None, None, None, None)]
     ledger.finish(claim, Outcome("throttled", 429, request_id="req_1"), now=DONE + 1)
+    assert attempts() == [first]
     (again,) = ledger.claim(now=DONE + 60, limit=1)
+    assert attempts() == [first, (2, DONE + 60, None, None, None, None)]
     ledger.finish(again, Outcome("accepted", 200), now=DONE + 61)
+    assert attempts() == [first, (2, DONE + 60, DONE + 61, "accepted", 200, None)]
+    query = "SELECT number, fence, started_at, ended_at, outcome, status, request_id FROM attempt"
     assert rows(folder, query) == [
         (1, 1, DONE, DONE + 1, "throttled", 429, "req_1"),
         (2, 2, DONE + 60, DONE + 61, "accepted", 200, None),
     ]
+
+
+def test_an_attempt_that_an_earlier_version_wrote_down_as_it_began_ends_there(folder, opened):
+    ledger = opened()
+    ledger.commit([entry("a")], [], now=T0)
+    ledger.freeze(now=DONE, bucket_s=BUCKET)
+    (claim,) = ledger.claim(now=DONE, limit=1)
+    ledger._lanes.all()[0].db.execute(
+        "INSERT INTO attempt (identifier, number, fence, started_at) VALUES (?, 1, 1, ?)",
+        (claim.event.identifier, DONE),
+    )
+    (attempt,) = ledger.history(claim.event.identifier).attempts
+    assert (attempt.number, attempt.ended_at) == (1, None)
+    ledger.finish(claim, Outcome("accepted", 200), now=DONE + 1)
+    (attempt,) = ledger.history(claim.event.identifier).attempts
+    assert (attempt.number, attempt.started_at, attempt.ended_at) == (1, DONE, DONE + 1)
+
+
+def frozen_pairs(ledger: SqliteLedger, count: int) -> None:
+    ledger.commit([entry(f"r{i}", customer=f"cus_{i:03d}") for i in range(count)], [], now=T0)
+    ledger.freeze(now=DONE, bucket_s=BUCKET)
+
+
+def change(ledger: SqliteLedger, statement: str, *values: object) -> None:
+    """Behind the back of what the ledger remembers."""
+    assert ledger._lanes.all()[0].db.execute(statement, values).rowcount == 1
+
+
+def test_what_was_read_ahead_is_held_against_the_file_before_it_is_sent(opened):
+    ledger = opened()
+    frozen_pairs(ledger, 6)
+    first = ledger.claim(now=DONE, limit=2)  # and the others are known now
+    change(
+        ledger,
+        "UPDATE meter_event SET state = 'DEAD', next_attempt_at = NULL WHERE customer = ?",
+        "cus_003",
+    )
+    change(ledger, "UPDATE meter_event SET attempts = 4, fence = 9 WHERE customer = ?", "cus_004")
+    done = [(claim, Outcome("accepted")) for claim in first]
+    told, claims = ledger.finish_and_claim(done, now=DONE + 1, limit=8)
+    assert [t.after for t in told] == ["ACCEPTED", "ACCEPTED"]
+    found = [(claim.event.customer, claim.attempt, claim.fence) for claim in claims]
+    assert found == [("cus_002", 1, 1), ("cus_004", 5, 10), ("cus_005", 1, 1)]
+
+
+def test_an_answer_is_held_against_the_file_and_not_against_what_is_remembered(opened):
+    ledger = opened()
+    frozen_pairs(ledger, 3)
+    claims = ledger.claim(now=DONE, limit=3)
+    change(ledger, "UPDATE meter_event SET fence = 7 WHERE customer = ?", "cus_001")
+    told = ledger.finish_many([(claim, Outcome("accepted")) for claim in claims], now=DONE + 1)
+    assert [t and t.after for t in told] == ["ACCEPTED", None, "ACCEPTED"]
+    assert [row.state for row in ledger.events()] == ["ACCEPTED", "SENDING", "ACCEPTED"]
 
 
 def test_the_database_is_as_durable_as_promised(opened):
