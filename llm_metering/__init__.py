@@ -1,6 +1,7 @@
 """Count every LLM call, tie it to the caller's Stripe customer, keep it safe, and bill it."""
 
 from .capture.middleware import MeteringMiddleware
+from .capture.transport import MeteringTransport
 from .counting import count_text
 from .customers import from_api_key, from_auth, from_header, from_state
 from .errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "Metering",
     "MeteringError",
     "MeteringMiddleware",
+    "MeteringTransport",
     "MissingExtra",
     "Outcome",
     "Reading",

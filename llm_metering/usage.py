@@ -20,8 +20,11 @@ Provenance = Literal["reported", "partial", "counted", "estimated"]
 """Where counts come from: the provider said so; it said so for a part (an aborted stream); our tokenizer
 with the model's own encoding; a tokenizer or factor that is not the model's own."""
 
-Surface = Literal["client", "decorator", "middleware", "record"]
-"""Which part of the package saw the call."""
+Surface = Literal[
+    "client", "decorator", "middleware", "record", "transport",
+    "langchain", "litellm", "openai_agents", "opentelemetry", "pydantic_ai",
+]  # fmt: skip
+"""Which part of the package saw the call; an adapter is named for what it listens to."""
 
 MAX_TOKENS = 2**63 - 1
 """The largest count that a ledger can hold."""

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..providers import WireTally
+from ..providers.wire import STREAMED
+from ..providers.wire_frames import FRAMED
 from ..providers.wire import read_known
 from ..usage import Reading, Usage
 from .bodies import Inflater, KeptBody
@@ -27,7 +29,7 @@ progress row is due, whichever comes first."""
 
 SECOND_ROW_AFTER_S = 0.25
 
-_STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl")
+_STREAMS = frozenset((*STREAMED, FRAMED))
 _CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import NamedTuple
+from urllib.parse import unquote
 
 
 class Route(NamedTuple):
     """What a path of an API brings."""
 
-    api: str
+    api: str | None
+    """None where the answer's own shape says it."""
     counted: bool = True
     """Whether usage that is not reported is counted by us."""
     lookup: bool = False
@@ -18,6 +21,8 @@ class Route(NamedTuple):
 
 _ROUTES = {
     "/chat/completions": Route("chat"),
+    "/agents/completions": Route("chat"),  # Mistral
+    "/fim/completions": Route("chat"),
     "/completions": Route("completions"),
     "/responses": Route("responses"),
     "/responses/compact": Route("responses"),
@@ -27,6 +32,24 @@ _ROUTES = {
     "/images/edits": Route("images", counted=False),
     "/audio/transcriptions": Route("audio", counted=False),
     "/audio/translations": Route("audio", counted=False),
+    "/audio/speech": Route("audio", counted=False),
+    "/chat": Route("chat"),  # Cohere, Writer, Ollama, watsonx
+    "/text/chat_stream": Route("chat"),
+    "/generate": Route("completions"),  # Cohere, Ollama, TGI
+    "/generate_stream": Route("completions"),
+    "/text/generation": Route("completions"),
+    "/text/generation_stream": Route("completions"),
+    "/embed": Route("embeddings"),
+    "/rerank": Route("rerank", counted=False),
+    ":generateContent": Route("generate_content"),
+    ":streamGenerateContent": Route("generate_content"),
+    ":embedContent": Route("embeddings"),
+    ":batchEmbedContents": Route("embeddings"),
+    ":predict": Route("embeddings", counted=False),
+    "/converse": Route("converse"),
+    "/converse-stream": Route("converse"),
+    "/invoke": Route(None),
+    "/invoke-with-response-stream": Route(None),
 }
 
 _LOOKUP = Route("responses", lookup=True)
@@ -43,6 +66,15 @@ def route_of(method: str, url: str) -> Route | None:
         is_cancel = path.endswith("/cancel")
         return _LOOKUP if is_cancel and _is_response(path.removesuffix("/cancel")) else None
     return _LOOKUP if method.lower() == "get" and _is_response(path) else None
+
+
+def model_of(path: str) -> str | None:
+    """The model that a path names, as Gemini's, Vertex's and Bedrock's do."""
+    found = _MODEL.search(path)
+    return unquote(found.group(1)) if found else None
+
+
+_MODEL = re.compile(r"/models?/([^/]+?)(?::[A-Za-z]+|/(?:converse|invoke)[a-z-]*)$")
 
 
 def _is_response(path: str) -> bool:

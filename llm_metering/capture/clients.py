@@ -13,14 +13,16 @@ import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigurationError
+from . import claims, sdks
 from .calls import Call, Meter
+from .http_calls import HttpMeter
 
 if TYPE_CHECKING:
     from .recorder import Recorder
 
 C = TypeVar("C")
 
-_METER = "__llm_metering__"
+_METER = sdks.METER
 
 
 def wrap(client: C, recorder: Recorder, **dimensions: str) -> C:
@@ -35,11 +37,15 @@ def wrap(client: C, recorder: Recorder, **dimensions: str) -> C:
     """
     if not is_supported(client):
         raise ConfigurationError(
-            f"wrap() cannot meter {_described(client)}; it takes clients such as OpenAI(), AsyncOpenAI(), "
-            "Anthropic() or AsyncAnthropic(). For others use metering.record(answer) or @metering.metered"
+            f"wrap() cannot meter {_described(client)}; it takes clients such as OpenAI(), Anthropic(), "
+            "google.genai.Client(), Mistral(), cohere.ClientV2(), Groq() or boto3's bedrock-runtime. For "
+            "others use a MeteringTransport, metering.record(answer) or @metering.metered"
         )
     named = {name: str(value) for name, value in dimensions.items() if value is not None}
-    present = meter_of(client)
+    if (sdk := sdks.sdk_of(client)) is not None:
+        _wrap_by_table(client, sdk, recorder, named)
+        return client
+    present = _meter_of(client)
     if present is None:
         return _attach(client, Meter(recorder, named))
     wanted = {**present.dimensions, **named} if present.recorder is recorder else named
@@ -50,15 +56,38 @@ def wrap(client: C, recorder: Recorder, **dimensions: str) -> C:
 
 def is_supported(client: object) -> bool:
     """Whether `wrap` can meter it. Told from the names of its classes: no SDK is imported."""
+    return _is_generated(client) or sdks.sdk_of(client) is not None
+
+
+def meter_of(client: object) -> Meter | HttpMeter | None:
+    """What meters this client, None if nothing does."""
+    if (sdk := sdks.sdk_of(client)) is not None:
+        return sdks.meter_of(client, sdk)
+    return _meter_of(client)
+
+
+def _meter_of(client: object) -> Meter | None:
+    return getattr(vars(client).get("request"), _METER, None)
+
+
+def _is_generated(client: object) -> bool:
+    """Whether it is a client of the generator that made OpenAI's SDK."""
     return not isinstance(client, type) and any(
         base.__name__ in ("SyncAPIClient", "AsyncAPIClient") and base.__module__.endswith("._base_client")
         for base in type(client).__mro__
     )
 
 
-def meter_of(client: object) -> Meter | None:
-    """What meters this client, None if nothing does."""
-    return getattr(vars(client).get("request"), _METER, None)
+def _wrap_by_table(client: object, sdk: sdks.Sdk, recorder: Recorder, named: dict[str, str]) -> None:
+    present = sdks.meter_of(client, sdk)
+    if present is None:
+        meter = HttpMeter(recorder, surface="client", provider=sdk.provider, dimensions=named)
+        sdks.attach(client, sdk, meter)
+    elif present.recorder is not recorder or {**present.dimensions, **named} != present.dimensions:
+        raise ConfigurationError(
+            f"this {type(client).__name__} is metered already, and cannot be copied to be metered otherwise; "
+            "make another client, or name what differs with metering.bound(...)"
+        )
 
 
 def _described(client: object) -> str:
@@ -92,13 +121,18 @@ def _request(client: Any, inner: Any, meter: Meter) -> Any:
         if call is None:
             return inner(*args, **kwargs)
         try:
-            answer = inner(*args, **kwargs)
+            if claims.is_needed:
+                with claims.claimed(meter.recorder):
+                    answer = inner(*args, **kwargs)
+            else:
+                answer = inner(*args, **kwargs)
         except BaseException as exc:
             if not call.failed(exc):
                 raise
         else:
             return call.answered(answer)
-        return _again(call, inner, args, kwargs)
+        with claims.claimed(meter.recorder):
+            return _again(call, inner, args, kwargs)
 
     return request
 
@@ -120,13 +154,18 @@ def _async_request(client: Any, inner: Any, meter: Meter) -> Any:
         if call is None:
             return await inner(*args, **kwargs)
         try:
-            answer = await inner(*args, **kwargs)
+            if claims.is_needed:
+                with claims.claimed(meter.recorder):
+                    answer = await inner(*args, **kwargs)
+            else:
+                answer = await inner(*args, **kwargs)
         except BaseException as exc:
             if not call.failed(exc):
                 raise
         else:
             return call.answered(answer)
-        return await _again_async(call, inner, args, kwargs)
+        with claims.claimed(meter.recorder):
+            return await _again_async(call, inner, args, kwargs)
 
     return request
 
@@ -144,7 +183,7 @@ def _metered_copy(inner: Any, meter: Meter) -> Any:
     @functools.wraps(inner)
     def copy(*args: Any, **kwargs: Any) -> Any:
         made = inner(*args, **kwargs)
-        if is_supported(made) and meter_of(made) is None:
+        if _is_generated(made) and _meter_of(made) is None:
             _attach(made, meter)
         return made
 

@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import ref
 
 from ..sse import SSEDecoder
+from ..usage import Reading
+from .bodies import Inflater
 
 if TYPE_CHECKING:
-    from .streams import StreamTap, Tally
+    from .streams import Tally
 
 G = TypeVar("G")
+
+MOST_INFLATED = 64 * 1024 * 1024
+"""What a body that is read undecoded may inflate to, for being counted."""
+
+
+class BytesTap(Protocol):
+    """What sees the bytes of a response, such as a `StreamTap`."""
+
+    tally: Any
+
+    def feed(self, event: Any, /) -> None: ...
+
+    def finish(self, complete: bool = True) -> Any: ...
 
 
 class ResponseBytes:
     """Has a tap see the bytes of one response, the first time that they are read.
 
     All of httpx's ways to read decoded content (`read`, lines, text, the SDKs' `parse`) go through
-    `iter_bytes` or `aiter_bytes`, which are replaced on the response.
+    `iter_bytes` or `aiter_bytes`, which are replaced on the response, as are those that read it undecoded.
 
     Args:
         response: Of httpx or httpx2.
@@ -33,7 +49,7 @@ class ResponseBytes:
     def __init__(
         self,
         response: Any,
-        tap: StreamTap,
+        tap: BytesTap,
         *,
         tally: Callable[[Any], Tally],
         hide_usage: bool,
@@ -48,6 +64,8 @@ class ResponseBytes:
         self._here: Callable[[], Any] | None = None
         response.iter_bytes = self.iter_bytes
         response.aiter_bytes = self.aiter_bytes
+        response.iter_raw = self.iter_raw
+        response.aiter_raw = self.aiter_raw
 
     def is_read(self) -> bool:
         """Whether somebody is reading at this very moment."""
@@ -63,13 +81,32 @@ class ResponseBytes:
         inner: AsyncIterator[bytes] = type(response).aiter_bytes(response, *args, **kwargs)
         return inner if self._is_seen() else self._started(self._read_async(inner))
 
+    def iter_raw(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        response = self._response
+        inner: Iterator[bytes] = type(response).iter_raw(response, *args, **kwargs)
+        return inner if self._is_seen() else self._started(self._read(inner), self._plain_tally())
+
+    def aiter_raw(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        response = self._response
+        inner: AsyncIterator[bytes] = type(response).aiter_raw(response, *args, **kwargs)
+        return inner if self._is_seen() else self._started(self._read_async(inner), self._plain_tally())
+
+    def _plain_tally(self) -> Tally:
+        """What adds up bytes as they came over the wire."""
+        tally = self._tally(self._response)
+        encoding = (self._response.headers.get("content-encoding") or "").strip().lower()
+        if encoding in ("", "identity"):
+            return tally
+        self._hider = None  # which of the compressed bytes hold the event cannot be told
+        return InflatedTally(tally, encoding)
+
     def _is_seen(self) -> bool:
         return self._taken or _is_running(self._otherwise)
 
-    def _started(self, generator: G) -> G:
+    def _started(self, generator: G, tally: Tally | None = None) -> G:
         self._taken = True
         self._here = ref(generator)
-        self._tap.tally = self._tally(self._response)
+        self._tap.tally = self._tally(self._response) if tally is None else tally
         return generator
 
     def _read(self, inner: Iterator[bytes]) -> Iterator[bytes]:
@@ -114,6 +151,40 @@ class ResponseBytes:
 def _is_running(reader: Callable[[], Any] | None) -> bool:
     generator = None if reader is None else reader()
     return bool(getattr(generator, "gi_running", False) or getattr(generator, "ag_running", False))
+
+
+class InflatedTally:
+    """Has compressed bytes added up by another tally, inflated within a bound."""
+
+    def __init__(self, tally: Tally, encoding: str) -> None:
+        self._tally = tally
+        self._inflater = Inflater(encoding, MOST_INFLATED)
+
+    def feed(self, chunk: bytes, /) -> None:
+        if self._inflater.problem is None and (plain := self._inflater.feed(chunk)):
+            self._tally.feed(plain)
+
+    @property
+    def complete(self) -> bool:
+        return self._tally.complete
+
+    @property
+    def failed(self) -> bool:
+        return bool(getattr(self._tally, "failed", False))
+
+    @property
+    def tokens_so_far(self) -> int:
+        return self._tally.tokens_so_far
+
+    def so_far(self) -> Reading:
+        return self._tally.so_far()
+
+    def result(self) -> Reading:
+        reading = self._tally.result()
+        problem = self._inflater.problem
+        if problem is None or reading.usage or reading.text or reading.written:
+            return reading
+        return replace(reading, problem=problem)
 
 
 class UsageHider:

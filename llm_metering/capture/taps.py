@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from .reading import read, read_async
-from .response_bytes import ResponseBytes
+from .response_bytes import BytesTap, ResponseBytes
 
 if TYPE_CHECKING:
     from .streams import StreamTap, Tally
@@ -49,7 +49,7 @@ def tap_stream(
 
 
 def tap_response(
-    response: Any, tap: StreamTap, *, wire_tally: Callable[[Any], Tally], hide_usage: bool = False
+    response: Any, tap: BytesTap, *, wire_tally: Callable[[Any], Tally], hide_usage: bool = False
 ) -> None:
     """Have `tap` see the bytes of a response that has not been read yet, however it is read."""
     seen = ResponseBytes(response, tap, tally=wire_tally, hide_usage=hide_usage)
@@ -68,7 +68,7 @@ def is_tapped(stream: Any) -> bool:
     return code in (read.__code__, read_async.__code__)
 
 
-def _watch_close(response: Any, tap: StreamTap, is_read: Callable[[], bool]) -> None:
+def _watch_close(response: Any, tap: BytesTap, is_read: Callable[[], bool]) -> None:
     """Finish the tap when the caller closes the response. While it is read, reading itself will tell.
 
     The response must not hold what reads it: a stream that is dropped is closed at once, and a cycle would

@@ -10,8 +10,19 @@ from .ends import ends_of
 from .recognised import forms_of
 from .shapes import shape_of
 from .wire_events import WireEvents
+from .wire_frames import FRAMED, WireFrames
 
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
+
+STREAMED = frozenset(
+    (
+        "text/event-stream",
+        "application/x-ndjson",
+        "application/jsonl",
+        "application/stream+json",  # Cohere's first version
+    )
+)
+"""Content types of streams that consist of lines."""
 
 _KEPT = 64 * 1024
 """How much of both ends of an overlong answer is kept."""
@@ -56,13 +67,15 @@ class WireTally:
     ) -> None:
         self._options = (provider, api, max_bytes, keep_text)
         self._sniffed = b""
-        self._body: _Json | WireEvents | None = None
+        self._body: _Json | WireEvents | WireFrames | None = None
         self.feed = self._sniff
         kind = (content_type or "").partition(";")[0].strip().lower()
-        if kind in ("text/event-stream", "application/x-ndjson", "application/jsonl"):
+        if kind in STREAMED:
             self._start(WireEvents)
         elif kind == "application/json" or kind.endswith("+json"):
             self._start(_Json)
+        elif kind == FRAMED:
+            self._start(WireFrames)
 
     def result(self) -> Reading:
         """What the answer says; to be called once it has ended or broken off."""
@@ -89,7 +102,7 @@ class WireTally:
         """About how many tokens came; 0 for JSON, which comes as a whole."""
         return self._body.tokens_so_far if self._body is not None else 0
 
-    def _start(self, kind: type[_Json] | type[WireEvents]) -> None:
+    def _start(self, kind: type[_Json] | type[WireEvents] | type[WireFrames]) -> None:
         self._body = kind(*self._options)
         self.feed = self._body.feed
         if self._sniffed:
