@@ -8,11 +8,15 @@ from typing import Any, Protocol
 
 from ._redact import one_line
 from ._values import dataclass
+from .protocols import Pulse
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
+
+_A_GROUP_BYTES = 64 * 1024
+"""With less than this free, the next group of records may find no room in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,16 @@ def health_endpoint(metering: Watched) -> _App:
         await _answer(send, 200 if health.ready else 503, b"" if scope["method"] == "HEAD" else body)
 
     return endpoint
+
+
+def foreseen_trouble(pulse: Pulse, min_free_bytes: int) -> str | None:
+    """Why usage would not reach the disk, where nothing has been written that would have found it out."""
+    if pulse.read_only:
+        return "the ledger's disk is read-only"
+    free = pulse.disk_free_bytes
+    if pulse.is_full or (free is not None and free < max(min_free_bytes, _A_GROUP_BYTES)):
+        return f"there is no room for more usage: {free} bytes are free on the ledger's disk"
+    return None
 
 
 def document(health: Health) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .capture.recorder import Recorder
 from .errors import AccountMismatch, ConfigurationError, MeteringError
 from .flusher import Flusher
 from .handover import Handover
-from .health import Health
+from .health import Health, foreseen_trouble
 from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, lines_of
 from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender, Ticket
@@ -215,6 +215,8 @@ class Metering:
         except Exception as exc:
             self.telemetry.failure("metering.health", exc)
             reasons.append("the ledger cannot be read")
+        if not reasons and (foreseen := foreseen_trouble(pulse, self.settings.min_free_bytes)):
+            reasons.append(foreseen)
         since = pulse.oldest_pending_at
         return Health(
             ready=not reasons,

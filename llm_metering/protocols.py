@@ -231,6 +231,10 @@ class Pulse:
     paused: str | None = None
     """Why sending is paused, None if it is not."""
     disk_free_bytes: int | None = None
+    is_full: bool = False
+    """Whether the ledger takes no more usage until there is room again. Only who writes to it can tell."""
+    read_only: bool = False
+    """Whether the disk takes no writes, as one that its system made read-only after an error."""
 
 
 class Books(Protocol):

@@ -19,6 +19,8 @@ from llm_metering import (
     Usage,
     health_endpoint,
 )
+from llm_metering.ledger import LedgerView
+from llm_metering.protocols import Pulse
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -103,6 +105,25 @@ def test_a_disk_that_takes_no_writes_makes_it_unready_until_it_does(tmp_path: Pa
         lock.execute("ROLLBACK")
         lock.close()
         assert until(lambda: metering.health(), lambda h: h.ready).reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("pulse", "reason"),
+    [
+        (Pulse(disk_free_bytes=10_000), "10000 bytes are free"),
+        (Pulse(disk_free_bytes=9 * 2**20), "9437184 bytes are free"),
+        (Pulse(disk_free_bytes=2**30, is_full=True), "no room"),
+        (Pulse(disk_free_bytes=2**30, read_only=True), "read-only"),
+    ],
+    ids=["full", "below min_free_bytes", "struck", "read-only"],
+)
+def test_a_disk_without_room_makes_it_unready_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pulse: Pulse, reason: str
+) -> None:
+    with metering_of(tmp_path / "ledger", min_free_bytes=10 * 2**20) as metering:
+        assert metering.health().ready
+        monkeypatch.setattr(LedgerView, "pulse", lambda _: pulse)
+        assert [reason in found for found in metering.health().reasons] == [True]
 
 
 def until(look: Any, what: Any) -> Any:

@@ -255,6 +255,18 @@ def free_bytes(folder: Path) -> int | None:
     return None
 
 
+def takes_writes(folder: Path, name: str) -> bool:
+    """Whether the disk can be written, tried with the time of a lane's lock. Only for who holds the lane.
+
+    A file system that turned read-only after an error may still look as before.
+    """
+    try:
+        os.utime(folder / f"{_PREFIX}{name}.lock")
+    except OSError as exc:
+        return exc.errno not in (errno.EROFS, errno.EIO)
+    return True
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write a file that only this user can read; it is on disk when this returns."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)

@@ -94,6 +94,11 @@ class Room:
         free = free_bytes(self._folder)
         return free is None or free >= self._size // 4
 
+    def lacks_room(self) -> bool:
+        """Whether the disk was full and the ballast still finds no room. Any thread may ask."""
+        free = free_bytes(self._folder)
+        return self.struck and free is not None and free < 2 * self._size + self._min_free
+
     def strike(self, exc: sqlite3.Error, lanes: Iterable[str]) -> bool:
         """A write failed. If that was for want of room give up the ballast; whether any was freed."""
         if not self.is_full(exc):

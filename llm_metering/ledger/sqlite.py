@@ -137,7 +137,7 @@ class SqliteLedger:
         return LedgerView(folder)
 
     def view(self) -> LedgerView:
-        return LedgerView(self.folder)
+        return LedgerView(self.folder, lane=self.lane, is_full=self._lanes.room.lacks_room())
 
     @property
     def lane(self) -> str:

@@ -58,10 +58,17 @@ class LedgerView:
     """Reads a ledger's folder, whoever is writing to it.
 
     Each lane is read in one transaction, so its books are of one moment; lanes are read one after another.
+
+    Args:
+        folder: Of the ledger.
+        lane: Which lane this process writes to, if it does.
+        is_full: Whether the disk was found to be full, and has not recovered.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, lane: str = "", is_full: bool = False) -> None:
         self._folder = Path(folder)
+        self._lane = lane
+        self._is_full = is_full
 
     def balances(self) -> list[Balance]:
         return self._tally(events=True).balances()
@@ -81,7 +88,13 @@ class LedgerView:
         self._each(read)
         pause = spool.pause_of(self._folder)
         why = next(iter(paused), None) if pause is None else f"by {pause.who}: {pause.why}"
-        return Pulse(min(found, default=None), why, files.free_bytes(self._folder))
+        return Pulse(
+            min(found, default=None),
+            why,
+            files.free_bytes(self._folder),
+            is_full=self._is_full,
+            read_only=bool(self._lane) and not files.takes_writes(self._folder, self._lane),
+        )
 
     def status(self, *, now: float) -> LedgerStatus:
         glance = _Glance()
