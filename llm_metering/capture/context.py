@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from ..protocols import Ticket
-from ..usage import NOTHING, Surface, UsageRecord
+from ..usage import NOTHING, Reading, Surface, UsageRecord
 
 _current: ContextVar[Scope | None] = ContextVar("llm_metering_scope", default=None)
 
@@ -32,6 +32,18 @@ class OpenStream(Protocol):
         """
 
 
+class Heard:
+    """A record that was made while an adapter had a call under way."""
+
+    __slots__ = ("claimed", "reading", "surface")
+
+    def __init__(self, reading: Reading, surface: Surface) -> None:
+        self.reading = reading
+        self.surface: Surface = surface
+        self.claimed: set[Surface] = set()
+        """The surfaces that saw the same call and left it at this record."""
+
+
 class Sightings:
     """Which answers which surface has seen, so that one answer counts once however many saw it.
 
@@ -40,22 +52,41 @@ class Sightings:
     counts twice, and a decorator round both adds nothing.
     """
 
+    listeners: tuple[list[Heard], ...] = ()
+    """What is recorded is noted in each of these, for the adapters that have a call under way."""
+
     def __init__(self) -> None:
         self._seen: dict[str, dict[Surface, int]] = {}
         self._lock = Lock()
 
     def is_new(self, key: str, surface: Surface) -> bool:
         """Note a sighting; whether it is to be counted."""
+        first = {surface: 1}
+        # Of two that come at once, one only finds its own: `setdefault` is one step.
+        seen = self._seen.setdefault(key, first)
+        if seen is first:
+            if len(self._seen) > _MAX_KEYS:
+                self._forget()
+            return True
         with self._lock:
-            seen = self._seen.get(key)
-            if seen is None:
-                self._seen[key] = {surface: 1}
-                if len(self._seen) > _MAX_KEYS:
-                    del self._seen[next(iter(self._seen))]
-                return True
             most = max(seen.values())
             seen[surface] = seen.get(surface, 0) + 1
             return seen[surface] > most
+
+    def listen(self, heard: list[Heard]) -> None:
+        """Note in `heard` what is recorded from now on."""
+        with self._lock:
+            self.listeners = (*self.listeners, heard)
+
+    def unlisten(self, heard: list[Heard]) -> None:
+        """Note nothing more in `heard`."""
+        with self._lock:
+            self.listeners = tuple(each for each in self.listeners if each is not heard)
+
+    def _forget(self) -> None:
+        """Forget the oldest, some at a time."""
+        for key in list(self._seen)[: _MAX_KEYS // 16]:
+            self._seen.pop(key, None)
 
 
 class Scope:

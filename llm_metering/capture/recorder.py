@@ -15,12 +15,14 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .. import customers
+from .._values import maker
 from ..protocols import Sink, Telemetry, Ticket
 from ..settings import Settings
 from ..usage import NOTHING, Reading, Surface, Usage, UsageRecord
 from . import context
 from .context import Scope, Sightings
 from .naming import Naming
+from .overhearing import tell
 from .waiting import LateTicket, asyncio_loop, wait_for
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ MAX_PARKED = 256
 unresolved, to be assigned later."""
 
 _MAX_TICKETS = 64
+_new_record = maker(UsageRecord)
 
 
 # Seeded by the system; asking it for each id would be the dearest part of recording.
@@ -45,7 +48,7 @@ def new_id() -> str:
 
     The time keeps the ids of two machines apart that were restored from one image.
     """
-    return f"{time.time_ns():016x}{_random.getrandbits(64):016x}"
+    return (time.time_ns() << 64 | _random.getrandbits(64)).to_bytes(16, "big").hex()
 
 
 class Recorder:
@@ -111,10 +114,12 @@ class Recorder:
                 self.drop(closes)
                 return None
             scope.note_recorded(reading.api)
-            make = self._maker(surface, customer, model, dimensions, id, used_at, scope)
+            if (seen := scope.root.seen) is not None and seen.listeners:
+                tell(seen.listeners, reading, surface)
+            fixed = self._fixed(surface, customer, model, dimensions, id, used_at, scope)
             if self._is_plain(reading):
-                return self._finish(make(reading), closes, scope)
-            return self._count_and_put(make, reading, request, model, closes, scope)
+                return self._finish(self._made(*fixed, reading), closes, scope)
+            return self._count_and_put(partial(self._made, *fixed), reading, request, model, closes, scope)
         except Exception as exc:
             self.telemetry.failure("capture.record", exc)
             return None
@@ -123,7 +128,9 @@ class Recorder:
         """Note that `surface` saw this answer; False where another has counted it."""
         if reading.response_id is None:
             return True
-        return scope.sightings.is_new(f"{reading.api}:{reading.response_id}", surface)
+        # Layers may name the api differently, but none takes an embedding for a generation.
+        kind = "e" if reading.api == "embeddings" else ""
+        return scope.sightings.is_new(f"{kind}:{reading.response_id}", surface)
 
     def wants_text(self) -> bool:
         """Whether a reader shall keep an answer's text even where the usage is reported, to count it too.
@@ -157,7 +164,7 @@ class Recorder:
     ) -> UsageRecord:
         """The record that `record` would make now, for a progress row."""
         scope = scope or self.scope_here()
-        return self._maker(surface, customer, model, dimensions, id, None, scope)(reading)
+        return self._made(*self._fixed(surface, customer, model, dimensions, id, None, scope), reading)
 
     def progress(self, record: UsageRecord) -> None:
         """Note what is to be billed, as partial, should this process die now."""
@@ -189,6 +196,8 @@ class Recorder:
 
     def release(self, scope: Scope) -> None:
         """Hand over what waited for the customer, whether it is known by now or not."""
+        if self.naming.customer is not None:
+            return  # nothing ever waits
         root = scope.root
         with self._parking:
             parked, root.parked = root.parked, None
@@ -221,7 +230,7 @@ class Recorder:
 
     # The record.
 
-    def _maker(
+    def _fixed(
         self,
         surface: Surface,
         customer: str | None,
@@ -230,7 +239,7 @@ class Recorder:
         id: str | None,
         used_at: float | None,
         scope: Scope,
-    ) -> Callable[[Reading], UsageRecord]:
+    ) -> tuple[Surface, str | None, str | None, Mapping[str, str], str, float]:
         """Fix who, what for and when now; the counts may come later, from another thread."""
         # Asked now, on the caller's thread; counting may end on another.
         customer = self.naming.now(scope) if customer is None else self.naming.checked(customer)
@@ -238,8 +247,7 @@ class Recorder:
             dimensions = {**outer, **dimensions}
         elif dimensions:
             dimensions = dict(dimensions)
-        return partial(
-            self._made,
+        return (
             surface,
             customer,
             model,
@@ -259,7 +267,7 @@ class Recorder:
         reading: Reading,
     ) -> UsageRecord:
         problem = reading.problem
-        return UsageRecord(
+        return _new_record(
             id,
             reading.usage if problem is None else Usage(),
             used_at,

@@ -1,0 +1,135 @@
+"""LangChain's callbacks, with its own chat models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="langchain-core is not installed")
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, FakeListLLM, GenericFakeChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from llm_metering.adapters.langchain import LangChainCallback
+from llm_metering.usage import Usage
+
+USAGE = {
+    "input_tokens": 350,
+    "output_tokens": 240,
+    "total_tokens": 590,
+    "input_token_details": {"cache_creation": 200, "cache_read": 100},
+    "output_token_details": {"reasoning": 90},
+}
+APART = Usage(input=50, cached_input=100, cached_write=200, output=150, reasoning=90)
+
+
+class Model(BaseChatModel):
+    """Answers as a provider's model does; optionally breaks off."""
+
+    usage: dict[str, Any] | None = USAGE
+    breaks: bool = False
+
+    @property
+    def _llm_type(self) -> str:
+        return "test"
+
+    @property
+    def said(self) -> dict[str, Any]:
+        return {"id": "chatcmpl-1", "model_name": "gpt-5-mini", "model_provider": "openai"}
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **more: Any) -> ChatResult:
+        message = AIMessage("Hello there", usage_metadata=self.usage, response_metadata=self.said)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: Any,
+        stop: Any = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **more: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        for text in ("Hello ", "there ", "you"):
+            yield ChatGenerationChunk(message=AIMessageChunk(text, response_metadata={"id": "chatcmpl-1"}))
+        if self.breaks:
+            raise ConnectionError("broke off")
+        last = AIMessageChunk(
+            "",
+            usage_metadata=self.usage,
+            response_metadata={"model_name": "gpt-5-mini"},
+            chunk_position="last",
+        )
+        yield ChatGenerationChunk(message=last)
+
+    async def _astream(self, *args: Any, **more: Any) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in self._stream(*args, **more):
+            yield chunk
+
+
+def test_an_answer_is_recorded_in_disjoint_leaves(metering, used):
+    Model().invoke("Hi", config={"callbacks": [LangChainCallback(metering, feature="chain")]})
+    record = used.only()
+    assert record.usage == APART
+    assert (record.model, record.response_id, record.provider) == ("gpt-5-mini", "chatcmpl-1", "openai")
+    assert (record.surface, record.customer, record.provenance) == ("langchain", "cus_a", "reported")
+    assert record.dimensions == {"feature": "chain"}
+
+
+def test_streams_and_async_calls_are_recorded_once_each(metering, used):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    assert "".join(chunk.text for chunk in Model().stream("Hi", config=config)) == "Hello there you"
+
+    async def calls() -> None:
+        await Model().ainvoke("Hi", config=config)
+        assert [chunk async for chunk in Model().astream("Hi", config=config)]
+
+    asyncio.run(calls())
+    records = used.records(3)
+    assert [record.usage for record in records] == [APART] * 3
+
+
+def test_each_prompt_of_a_batch_is_one_record(metering, used):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    Model().batch(["a", "b", "c"], config=config)
+    assert [record.usage for record in used.records(3)] == [APART] * 3
+
+
+def test_what_a_model_does_not_report_is_counted_from_its_words(metering, used):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    GenericFakeChatModel(messages=iter([AIMessage("one two three")])).invoke("Hi there", config=config)
+    FakeListLLM(responses=["four five"]).invoke("Hello", config=config)
+    chat, plain = used.records(2)
+    assert (chat.usage.output, plain.usage.output) == (3, 2)
+    assert (chat.usage.input or 0) > 2
+    assert {chat.provenance, plain.provenance} == {"estimated"}
+
+
+def test_a_stream_that_breaks_off_is_billed_for_what_came(metering, used):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    with pytest.raises(ConnectionError):
+        list(Model(breaks=True).stream("Hi", config=config))
+    record = used.only()
+    assert (record.provenance, record.usage.output) == ("partial", 3)
+
+
+def test_the_customer_is_the_one_at_the_start_of_the_call(metering, used):
+    callback = LangChainCallback(metering)
+
+    async def call(customer: str) -> None:
+        with metering.bound(customer=customer):
+            await Model().ainvoke("Hi", config={"callbacks": [callback]})
+
+    async def both() -> None:
+        await asyncio.gather(*(call(f"cus_{n}") for n in range(8)))
+
+    asyncio.run(both())
+    assert sorted(str(r.customer) for r in used.records(8)) == [f"cus_{n}" for n in range(8)]
+
+
+def test_numbers_that_cannot_be_tokens_are_held(metering, used):
+    bad = {**USAGE, "input_token_details": {"cache_read": 9999}}
+    Model(usage=bad).invoke("Hi", config={"callbacks": [LangChainCallback(metering)]})
+    assert "believed" in str(used.only().held)
