@@ -20,11 +20,12 @@ from .connection import SANDBOX_URL, connect
 from .events import SentEvent, send_test_event
 from .files import load_catalog, parse_catalog
 from .guides import FlatFeeWithOverages, PayAsYouGo
+from .invoices import Invoice, InvoiceLine, PriceTotal, fetch_invoice, find_invoices
 from .migrations import Migrated, migrate, plan_migration
 from .money import Amount
 from .moves import ItemMove, Migration, Move
 from .planning import Change, Difference, Plan, compare, plan
-from .previews import InvoiceLine, InvoicePreview, PriceTotal, preview_invoice
+from .previews import InvoicePreview, preview_invoice
 from .prices import PriceSpec, Tier
 from .rating import Estimate, MeteredUsage, RatedLine, estimate, rate
 from .subscriptions import (
@@ -45,6 +46,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "FlatFeeWithOverages",
+    "Invoice",
     "InvoiceLine",
     "InvoicePreview",
     "Item",
@@ -71,6 +73,8 @@ __all__ = [
     "connect",
     "create_customer",
     "estimate",
+    "fetch_invoice",
+    "find_invoices",
     "find_subscriptions",
     "load_catalog",
     "migrate",

@@ -89,6 +89,8 @@ def subscribe(
     billing_mode: BillingMode = "flexible",
     collection: Collection | None = None,
     days_until_due: int = 30,
+    anchor: datetime | None = None,
+    backdate: datetime | None = None,
     exact: bool = True,
 ) -> Subscription:
     """Subscribe a customer to an offer; a subscription to the same prices that is there is returned.
@@ -105,23 +107,30 @@ def subscribe(
         billing_mode: "flexible" bills usage at the price that was in force; "classic" is Stripe's old way.
         collection: "charge_automatically" needs a payment method if anything is due at first,
             "send_invoice" mails invoices that are due in `days_until_due` days, "default_incomplete" starts
-            unpaid. None takes "send_invoice" where a licence fee is due at first, since Stripe refuses a
+            unpaid. None takes "send_invoice" where a licence fee or past usage is due at first, since Stripe refuses a
             customer without a payment method otherwise, and "charge_automatically" where none is.
         days_until_due: For "send_invoice".
+        anchor: When the first full period begins, such as the first of next month; licences pay for the
+            time until then in proportion. Within one period from now.
+        backdate: When it began, in the past. Flexible billing invoices each past period, with the usage
+            that the meter has of it, and counts periods from then on. Not in classic billing.
         exact: Refuse prices that differ from the catalog's instead of taking what has their keys.
     """
     values = catalog.catalog if isinstance(catalog, Applied) else catalog
     chosen = values.offer(offer)
     _check_arguments(billing_mode, collection, days_until_due)
+    starting = _starting(anchor, backdate, billing_mode)
     account = check_prices(client, values, offer=chosen.name, exact=exact)
     metered = {item.price: values.price(item.price).metered for item in chosen.items}
     if collection is None:
-        collection = "charge_automatically" if all(metered.values()) else "send_invoice"
+        due_at_first = backdate is not None or not all(metered.values())
+        collection = "send_invoice" if due_at_first else "charge_automatically"
     params: dict[str, Any] = {
         "customer": customer,
         "items": _items(chosen, account, metered, quantities),
         "billing_mode": {"type": billing_mode},
         **_collecting(collection, days_until_due),
+        **starting,
     }
     with doing(f"subscribing {customer} to {chosen.name!r}"):
         return _find_or_create(client, params, _meters_charged(chosen, account))
@@ -156,6 +165,21 @@ def _check_arguments(billing_mode: str, collection: str | None, days_until_due: 
         )
     if type(days_until_due) is not int or days_until_due < 0:
         raise ConfigurationError(f"days_until_due={days_until_due!r} must be a whole number of 0 or more")
+
+
+def _starting(anchor: datetime | None, backdate: datetime | None, billing_mode: str) -> dict[str, int]:
+    """When periods begin. Whether a time lies ahead is for Stripe to say: a test clock has its own now."""
+    if anchor is not None and backdate is not None:
+        raise ConfigurationError("anchor and backdate exclude each other; both say where periods begin")
+    if backdate is not None and billing_mode == "classic":
+        raise ConfigurationError(
+            "backdate needs billing_mode='flexible'; classic billing does not invoice past usage"
+        )
+    for name, at in (("anchor", anchor), ("backdate", backdate)):
+        if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+            raise ConfigurationError(f"{name}={at!r} must be a datetime with a time zone (tzinfo)")
+    given = {"billing_cycle_anchor": anchor, "backdate_start_date": backdate}
+    return {name: int(at.timestamp()) for name, at in given.items() if at is not None}
 
 
 def _check_prices(catalog: Catalog, offer: Offer, account: Account, *, exact: bool) -> None:

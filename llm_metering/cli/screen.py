@@ -62,9 +62,9 @@ def table(*columns: str, title: str | None = None, right: Iterable[str] = ()) ->
     return made
 
 
-def row(into: Table, *cells: object) -> None:
+def row(into: Table, *cells: object, style: str = "") -> None:
     """Add a row; cells are text as it stands, never markup."""
-    into.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
+    into.add_row(*(Text("" if cell is None else str(cell)) for cell in cells), style=style or None)
 
 
 def plain(value: Any) -> Any:

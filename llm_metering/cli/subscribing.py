@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Annotated, cast
 
 import typer
@@ -11,9 +12,10 @@ from ..billing import subscribe as subscribe_customer
 from ..billing.guides import EVENT_NAME, FLAT_FEE, PAY_AS_YOU_GO
 from ..billing.subscriptions import BillingMode, Collection
 from ..errors import ConfigurationError
+from .asking import moment_of
 from .catalogs import Currency, EventName, Interval, LicenseBilled, is_file, keys_of
 from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
-from .screen import Screen, row, table
+from .screen import Screen, moment, row, table
 
 
 def subscribe(
@@ -30,6 +32,12 @@ def subscribe(
     seats: Annotated[
         int | None, typer.Option("--seats", help="Quantity of the licence (default: 1).")
     ] = None,
+    quantity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--quantity", metavar="KEY=N", help="Quantity of one licence of several; may be repeated."
+        ),
+    ] = None,
     billing_mode: Annotated[str, typer.Option("--billing-mode", help="flexible or classic.")] = "flexible",
     collection: Annotated[
         str | None,
@@ -42,6 +50,22 @@ def subscribe(
     days_until_due: Annotated[
         int, typer.Option("--days-until-due", help="To pay a sent invoice.", min=0)
     ] = 30,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            "--anchor",
+            metavar="TIME",
+            help="Begin of the first full period, such as 2026-12-01; licences pay their share until then.",
+        ),
+    ] = None,
+    backdate: Annotated[
+        str | None,
+        typer.Option(
+            "--backdate",
+            metavar="TIME",
+            help="When it began, such as 2026-09-01; past periods are invoiced (flexible billing only).",
+        ),
+    ] = None,
     currency: Currency = None,
     interval: Interval = None,
     event_name: EventName = None,
@@ -57,7 +81,8 @@ def subscribe(
         raise ConfigurationError("say who subscribes: --customer cus_… or --new-customer NAME")
     catalog, exact = _catalog(plan, currency, interval, event_name, license_billed)
     chosen = catalog.offer(offer)
-    quantities = _seats(catalog, chosen, seats)
+    quantities = _seats(catalog, chosen, seats) | dict(map(_quantity, quantity or []))
+    starts = _time(anchor, "--anchor"), _time(backdate, "--backdate")
     screen = Screen(as_json=as_json)
     target = Target(api_key, api_base, sandbox, live)
     with target.client() as client:
@@ -73,6 +98,8 @@ def subscribe(
             billing_mode=cast("BillingMode", billing_mode),
             collection=cast("Collection | None", collection),
             days_until_due=days_until_due,
+            anchor=starts[0],
+            backdate=starts[1],
             exact=exact,
         )
     screen.document({"subscription": made})
@@ -108,6 +135,18 @@ def _seats(catalog: Catalog, offer: Offer, seats: int | None) -> dict[str, int]:
     return {licences[0]: seats}
 
 
+def _quantity(text: str) -> tuple[str, int]:
+    key, found, number = text.rpartition("=")
+    if not found or not key or not number.isdecimal():
+        raise ConfigurationError(f"--quantity {text!r} must be written as KEY=N")
+    return key, int(number)
+
+
+def _time(text: str | None, option: str) -> datetime | None:
+    seconds = moment_of(text, option)
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), timezone.utc)
+
+
 def _meter_of(catalog: Catalog, offer: Offer) -> str | None:
     return next((m for item in offer.items if (m := catalog.price(item.price).meter) is not None), None)
 
@@ -115,9 +154,10 @@ def _meter_of(catalog: Catalog, offer: Offer) -> str | None:
 def _show(screen: Screen, made: Subscription) -> None:
     verb = "is subscribed" if made.created else "was subscribed already"
     screen.say(f"{made.customer} {verb}: {made.id} ({made.status}, {made.billing_mode})")
-    items = table("price", "Stripe id", "quantity", right=["quantity"])
+    items = table("price", "Stripe id", "quantity", "next invoice", right=["quantity"])
     for item in made.items:
-        row(items, item.lookup_key, item.price, "metered" if item.meter else item.quantity)
+        quantity = "metered" if item.meter else item.quantity
+        row(items, item.lookup_key, item.price, quantity, moment(item.period_end))
     screen.table(items)
     if made.collection_method == "send_invoice":
         screen.say(
