@@ -107,8 +107,9 @@ def subscribe(
         billing_mode: "flexible" bills usage at the price that was in force; "classic" is Stripe's old way.
         collection: "charge_automatically" needs a payment method if anything is due at first,
             "send_invoice" mails invoices that are due in `days_until_due` days, "default_incomplete" starts
-            unpaid. None takes "send_invoice" where a licence fee or past usage is due at first, since Stripe refuses a
-            customer without a payment method otherwise, and "charge_automatically" where none is.
+            unpaid. None takes "send_invoice" where a licence fee or past usage is due at first, since
+            Stripe refuses a customer without a payment method otherwise, and "charge_automatically" where
+            none is.
         days_until_due: For "send_invoice".
         anchor: When the first full period begins, such as the first of next month; licences pay for the
             time until then in proportion. Within one period from now.
