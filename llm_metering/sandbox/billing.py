@@ -59,6 +59,8 @@ class Item:
     """Since when this price is in force; usage before it is not billed under it."""
     earlier: tuple[Span, ...] = ()
     """Prices that were in force before in this period and still bill what was used under them."""
+    free: bool = False
+    """Whether this period is a trial: it costs nothing."""
 
     @property
     def metered(self) -> bool:
@@ -105,6 +107,10 @@ def first_lines(
     """
     lines: list[Line] = []
     for item in items:
+        if item.free:
+            if item.quantity is not None or mode == "classic":
+                lines.append(_nothing(item, f"Trial period for {item.tariff.name}"))
+            continue
         past = [] if backdated is None else past_periods(item, backdated)
         for start, end in past:
             quantity = (
@@ -114,7 +120,7 @@ def first_lines(
         if item.quantity is not None:
             lines += item_lines(item, item.tariff, Decimal(item.quantity), item.start, item.end, style)
         elif mode == "classic":
-            lines += _zero_line(item)
+            lines.append(_nothing(item, f"{item.tariff.name} (usage of this period is billed at its end)"))
     return lines
 
 
@@ -127,7 +133,7 @@ def cycle_lines(
     """
     lines: list[Line] = []
     for item in items:
-        if item.metered and (final or item.end == at):
+        if item.metered and (final or item.end == at) and not (final and item.free):
             lines += usage_lines(item, usage, style)
     for item in items:
         if item.quantity is not None and item.end == at and not final:
@@ -138,6 +144,8 @@ def cycle_lines(
 
 def usage_lines(item: Item, usage: Usage, style: Style) -> list[Line]:
     """A metered item's lines for its current period, price by price."""
+    if item.free:
+        return [_nothing(item, f"Trial period for {item.tariff.name}")]
     lines: list[Line] = []
     for span in (*item.earlier, Span(item.tariff, item.since, item.end)):
         quantity = usage(item, span.tariff, span.start, span.end)
@@ -175,10 +183,10 @@ def past_periods(item: Item, since: int) -> list[tuple[int, int]]:
     return periods
 
 
-def _zero_line(item: Item) -> list[Line]:
+def _nothing(item: Item, description: str) -> Line:
+    """A line that costs nothing."""
     tariff = item.tariff
-    description = f"{tariff.name} (usage of this period is billed at its end)"
-    return [Line(item.id, tariff, description, Decimal(0), tariff.rate.unit, 0, item.start, item.end)]
+    return Line(item.id, tariff, description, Decimal(0), tariff.rate.unit, 0, item.start, item.end)
 
 
 def _shown_quantity(tariff: Tariff, charge: Charge, style: Style) -> Decimal:

@@ -14,11 +14,12 @@ from .billing import Item, usage_lines
 from .errors import invalid, not_played
 from .invoice_items import Pending, add_pending
 from .invoices import style_of
-from .items import check_together, is_metered, items_of, new_item, price_for
+from .items import check_quantity, check_together, is_metered, items_of, new_item, price_for
 from .lists import merged_metadata
 from .prorations import price_for as full_price
 from .prorations import prorated, remaining_time, share, unused_time
 from .store import Doc
+from .subscription_times import next_due
 from .tariffs import item_value, usage_of
 from .world import Call
 
@@ -45,7 +46,12 @@ def change_items(
         raise invalid("A subscription must have at least one item; cancel it instead.", "items")
     prices = [call.find("price", doc["price"], "items") for doc in docs]
     check_together(customer, prices, subscription["billing_mode"]["type"], subscription["currency"])
-    call.store.set_due(call.account, subscription, min(doc["current_period_end"] for doc in docs))
+    call.store.set_due(call.account, subscription, next_due(subscription, docs))
+
+
+def charge_rest(call: Call, customer: Doc, subscription: Doc, item: Doc, prorates: bool, now: int) -> None:
+    """Put a licensed item's share of a period that is under way on the next invoice."""
+    _Change(call, customer, subscription, prorates, now).charge(item)
 
 
 class _Change:
@@ -63,8 +69,10 @@ class _Change:
         price = price_for(self.call, given, path)
         anchor = self.subscription["billing_cycle_anchor"]
         item = new_item(self.call, self.subscription["id"], price, given, anchor, self.now, starts=False)
+        if self.subscription["status"] == "trialing":
+            item.update(current_period_end=self.subscription["trial_end"], _free=True)
         self.call.store.insert(self.call.account, item, owner=self.subscription["id"])
-        self._charge(item)
+        self.charge(item)
 
     def remove(self, item: Doc) -> None:
         if item["quantity"] is None:
@@ -77,7 +85,10 @@ class _Change:
         if "metadata" in given:
             item["metadata"] = merged_metadata(item["metadata"], given["metadata"])
         old = self.call.find("price", item["price"], path)
-        price = price_for(self.call, {"price": old["id"], **_only(given, "price", "quantity")}, path)
+        price = old
+        if "price" in given or "price_data" in given:
+            price = price_for(self.call, given, path)
+        check_quantity(price, given, path)
         if price["id"] != old["id"]:
             self._check_swap(old, price, path)
         if item["quantity"] is None:
@@ -86,7 +97,7 @@ class _Change:
             self._refund(item)
             item.update(price=price["id"], quantity=given.get("quantity", item["quantity"]))
             self.call.store.save(self.call.account, item)
-            self._charge(item)
+            self.charge(item)
         self.call.store.save(self.call.account, item)
 
     def _check_swap(self, old: Doc, new: Doc, path: str) -> None:
@@ -111,7 +122,7 @@ class _Change:
         # Ends are outside of a period, and what was used in this very second is to be billed.
         value = item_value(call.world, call.account, {**item, "current_period_end": self.now + 1})
         usage = usage_of(call.world, call.account, self.customer["id"])
-        for line in usage_lines(value, usage, style_of(call)):
+        for line in [] if value.free else usage_lines(value, usage, style_of(call)):
             pending = Pending(
                 line.amount,
                 line.quantity,
@@ -129,7 +140,7 @@ class _Change:
         quantity = item["quantity"]
         self._prorate(value, -quantity, unused_time(value, quantity, self.now))
 
-    def _charge(self, item: Doc) -> None:
+    def charge(self, item: Doc) -> None:
         if item["quantity"] is not None:
             value = self._value(item)
             description = remaining_time(value.tariff, item["quantity"], self.now)
@@ -138,7 +149,7 @@ class _Change:
     def _prorate(self, item: Item, quantity: int, description: str) -> None:
         """Put the rest of the period on the next invoice; a negative quantity gives it back."""
         left, whole = share(item, self.now)
-        if not self.prorates or not left or not quantity:
+        if item.free or not self.prorates or not left or not quantity:
             return
         amount = prorated(full_price(item.tariff, abs(quantity)), left, whole)
         pending = Pending(
@@ -155,7 +166,3 @@ class _Change:
 
     def _value(self, item: Doc) -> Item:
         return item_value(self.call.world, self.call.account, item)
-
-
-def _only(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: given[name] for name in names if name in given}

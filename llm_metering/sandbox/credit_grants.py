@@ -33,13 +33,14 @@ TRANSACTION = "billing.credit_balance_transaction"
 
 
 def apply(call: Call, invoice: Doc, now: int) -> None:
-    """Take what grants hold for an invoice's metered lines, in Stripe's order."""
+    """Take what grants hold for an invoice's metered lines, after discounts, in Stripe's order."""
     taken: list[Doc] = []
     for line in invoice["_lines"]:
         line["pretax_credit_amounts"] = []
     for grant in _usable(call, invoice["customer"], invoice["currency"], now):
         for line in invoice["_lines"]:
-            open_amount = line["amount"] - sum(one["amount"] for one in line["pretax_credit_amounts"])
+            less = (*line["discount_amounts"], *line["pretax_credit_amounts"])
+            open_amount = line["amount"] - sum(one["amount"] for one in less)
             amount = min(grant["_left"], open_amount)
             if amount <= 0 or not _covers(grant, line):
                 continue

@@ -82,6 +82,16 @@ def not_played(path: str) -> Refusal:
     )
 
 
+def call_not_played(method: str, path: str) -> Refusal:
+    """A call of Stripe's that the sandbox does not play at all."""
+    return Refusal(
+        400,
+        f"The sandbox knows {method} {path} but does not play it; test this part against Stripe itself.",
+        code="sandbox_not_played",
+        stored=False,
+    )
+
+
 def missing_resource(kind: str, id: str, param: str, *, in_path: bool = False) -> Refusal:
     """404 for an id in the path, 400 for one in a parameter."""
     label = {"billing.meter": "billing meter"}.get(kind, kind.rsplit(".", 1)[-1])
@@ -93,7 +103,7 @@ def unknown_url(method: str, path: str) -> Refusal:
         404,
         f"Unrecognized request URL ({method}: {path}). If you are trying to list objects, remove the "
         "trailing slash. If you are trying to retrieve an object, make sure you passed a valid "
-        "(non-empty) identifier in your code. (If Stripe has this call, the sandbox does not play it.)",
+        "(non-empty) identifier in your code.",
         stored=False,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .coupons import shown_coupon
 from .invoices import shown_invoice
 from .lists import expand, listed, not_expandable, public
 from .prices import shown_price
@@ -13,8 +14,11 @@ from .subscription_documents import shown_subscription
 from .world import Call
 
 _KINDS: Mapping[str, str] = {
+    "coupon": "coupon",
     "customer": "customer",
     "default_price": "price",
+    "discount": "discount",
+    "discounts": "discount",
     "latest_invoice": "invoice",
     "price": "price",
     "product": "product",
@@ -22,6 +26,7 @@ _KINDS: Mapping[str, str] = {
     "test_clock": "test_helpers.test_clock",
 }
 _SHOWN: Mapping[str, Callable[[Call, Doc], Doc]] = {
+    "coupon": shown_coupon,
     "invoice": lambda _, doc: shown_invoice(doc),
     "price": lambda _, doc: shown_price(doc),
     "subscription": shown_subscription,
@@ -39,9 +44,14 @@ def expand_answer(call: Call, answer: Doc) -> None:
         if name not in _KINDS:
             raise not_expandable(name)
         kind = _KINDS[name]
-        doc = call.store.get(call.account, kind, holder[name])
-        if doc is None or doc.get("deleted"):
-            return {"id": holder[name], "object": kind, "deleted": True}
+        if isinstance(holder[name], list):
+            return [shown(kind, one) for one in holder[name]]
+        return shown(kind, holder[name])
+
+    def shown(kind: str, id: str) -> Doc:
+        doc = call.store.get(call.account, kind, id)
+        if doc is None or (doc.get("deleted") and kind != "coupon"):
+            return {"id": id, "object": kind, "deleted": True}
         return _SHOWN[kind](call, doc) if kind in _SHOWN else public(doc)
 
     expand(answer, call.params.get("expand", ()), lookup)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from .billing import Tariff
 from .errors import invalid
@@ -16,13 +17,17 @@ from .forms import (
     Table,
     anything,
     boolean,
+    decimal,
     hash_of,
     integer,
     refused,
     text,
 )
+from .inline_prices import ONCE_DATA
+from .invoices import put_on
 from .lists import created_within, merged_metadata, page, public, unset
 from .money import plain
+from .once_amounts import once_amounts
 from .prices import CURRENCY
 from .store import Doc
 from .world import Call, Route
@@ -53,16 +58,56 @@ def create(call: Call) -> Doc:
     subscription = unset(given.get("subscription"))
     if subscription is not None:
         call.find("subscription", subscription, "subscription")
+    price = given.get("pricing", {}).get("price")
+    wanted = given if price is None else {**given, "price": price}
+    item = new_item(call, customer, wanted, currency, subscription)
+    if "invoice" in given:
+        put_on(call, call.find("invoice", given["invoice"], "invoice"), [item])
+    return public(item)
+
+
+def new_item(
+    call: Call, customer: Doc, given: dict[str, Any], currency: str, subscription: str | None
+) -> Doc:
+    """Keep an amount that was asked for, whichever way it is given: as it is, or as a quantity of a price."""
     now = call.world.time_of(call.account, customer)
+    amounts = once_amounts(call, given, currency)
     item = {
-        **_document(call, customer, given["amount"], currency, now),
+        **_document(call, customer, amounts["amount"], currency, now),
         "description": unset(given.get("description")),
         "discountable": given.get("discountable", True),
         "metadata": merged_metadata({}, given.get("metadata", {})),
         "period": given.get("period", {"end": now, "start": now}),
         "_subscription": subscription,
+        **amounts,
     }
     call.store.insert(call.account, item, owner=customer["id"], clock=customer["test_clock"] or "")
+    return item
+
+
+def add_once(call: Call, customer: Doc, given: dict[str, Any], path: str, subscription: Doc) -> None:
+    """Put an amount that is billed once on a subscription's next invoice."""
+    if ("price" in given) == ("price_data" in given):
+        raise invalid("You must specify exactly one of price and price_data.", path)
+    new_item(call, customer, given, subscription["currency"], subscription["id"])
+
+
+def update(call: Call) -> Doc:
+    """Change an amount that is on no invoice yet."""
+    item = call.fetch("invoiceitem", "invoiceitem")
+    given = call.params
+    if item["invoice"] is not None:
+        raise invalid("You cannot change an invoice item that is on an invoice.", "invoiceitem")
+    if "amount" in given:
+        if item["pricing"] is not None:
+            raise invalid("The amount of an invoice item with a price follows from its quantity.", "amount")
+        item.update(amount=given["amount"], net_amount=given["amount"])
+    for name in ("description", "discountable", "period"):
+        if name in given:
+            item[name] = unset(given[name])
+    if "metadata" in given:
+        item["metadata"] = merged_metadata(item["metadata"], given["metadata"])
+    call.store.save(call.account, item)
     return public(item)
 
 
@@ -145,21 +190,38 @@ def _document(call: Call, customer: Doc, amount: int, currency: str, now: int) -
 
 
 _PERIOD = hash_of({"end": Required(integer()), "start": Required(integer())})
-_NOT_PLAYED = (
-    "customer_account discounts invoice price_data pricing quantity quantity_decimal tax_code tax_rates "
-    "unit_amount_decimal"
-)
+_NOT_PLAYED = "customer_account discounts tax_code tax_rates"
 _CREATE: Table = {
     **dict.fromkeys(_NOT_PLAYED.split(), refused),
-    "amount": Required(integer()),
+    "amount": integer(),
     "currency": CURRENCY,
     "customer": Required(text()),
     "description": text(),
     "discountable": boolean,
     "expand": EXPAND,
+    "invoice": text(),
     "metadata": METADATA,
     "period": _PERIOD,
+    "price_data": hash_of(ONCE_DATA),
+    "pricing": hash_of({"price": text()}),
+    "quantity": integer(0),
+    "quantity_decimal": decimal,
     "subscription": text(),
+    "tax_behavior": anything,
+    "unit_amount_decimal": decimal,
+}
+_UNCHANGED = (
+    "discounts invoicing_rules price_data pricing quantity quantity_decimal tax_code tax_rates "
+    "unit_amount_decimal"
+)
+_UPDATE: Table = {
+    **dict.fromkeys(_UNCHANGED.split(), refused),
+    "amount": integer(),
+    "description": text(),
+    "discountable": boolean,
+    "expand": EXPAND,
+    "metadata": METADATA,
+    "period": _PERIOD,
     "tax_behavior": anything,
 }
 _LIST: Table = {
@@ -175,5 +237,6 @@ ROUTES = (
     Route("POST", "/v1/invoiceitems", create, _CREATE),
     Route("GET", "/v1/invoiceitems", list_items, _LIST),
     Route("GET", "/v1/invoiceitems/{}", retrieve, {"expand": EXPAND}),
+    Route("POST", "/v1/invoiceitems/{}", update, _UPDATE),
     Route("DELETE", "/v1/invoiceitems/{}", delete, {}),
 )

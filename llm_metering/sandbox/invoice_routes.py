@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from . import credit_grants
 from .errors import invalid
 from .events import emit
 from .forms import CREATED, EXPAND, LIST, METADATA, Table, anything, boolean, choice, refused, text
-from .invoices import collect, declined, finalize, must_be, settle, shown_invoice, subscription_of
+from .invoices import close, collect, declined, finalize, must_be, settle, shown_invoice, subscription_of
 from .items import items_of
 from .lists import created_within, merged_metadata, page, page_of, public, unset
 from .store import Doc
+from .subscription_times import next_due
 from .world import Call, Route
 
 
@@ -83,22 +83,23 @@ def pay(call: Call) -> Doc:
     if subscription is not None and subscription["status"] in ("incomplete", "past_due"):
         subscription["status"] = "active"
         call.store.save(call.account, subscription)
-        ends = [item["current_period_end"] for item in items_of(call, subscription["id"])]
-        call.store.set_due(call.account, subscription, min(ends))
+        items = items_of(call, subscription["id"])
+        call.store.set_due(call.account, subscription, next_due(subscription, items))
     return shown_invoice(invoice)
 
 
 def void(call: Call) -> Doc:
     invoice = call.fetch("invoice", "invoice")
     must_be(invoice, "void", "open", "uncollectible")
-    credit_grants.give_back(call, invoice, _now(call, invoice))
-    return _closed(call, invoice, "void", "voided_at", "invoice.voided")
+    close(call, invoice, "void", _now(call, invoice))
+    return shown_invoice(invoice)
 
 
 def mark_uncollectible(call: Call) -> Doc:
     invoice = call.fetch("invoice", "invoice")
     must_be(invoice, "mark as uncollectible", "open")
-    return _closed(call, invoice, "uncollectible", "marked_uncollectible_at", "invoice.marked_uncollectible")
+    close(call, invoice, "uncollectible", _now(call, invoice))
+    return shown_invoice(invoice)
 
 
 def send(call: Call) -> Doc:
@@ -119,14 +120,6 @@ def delete(call: Call) -> Doc:
         raise invalid("You cannot delete an invoice that a subscription made; void it once it is open.")
     call.store.remove(call.account, invoice)
     return {"id": invoice["id"], "object": "invoice", "deleted": True}
-
-
-def _closed(call: Call, invoice: Doc, status: str, transition: str, event: str) -> Doc:
-    invoice["status"] = status
-    invoice["status_transitions"][transition] = _now(call, invoice)
-    call.store.save(call.account, invoice)
-    emit(call, event, shown_invoice(invoice))
-    return shown_invoice(invoice)
 
 
 def _now(call: Call, invoice: Doc) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import credit_grants
+from . import credit_grants, discounts
 from .billing import Line, Style, cycle_lines
-from .errors import Refusal, invalid
+from .errors import Refusal, invalid, not_played
 from .events import emit
 from .invoice_lines import item_line_document, line_document
 from .lists import listed, public
@@ -36,6 +36,8 @@ class Draft:
     """Invoice items that have waited for an invoice."""
     collection_method: str = "charge_automatically"
     days_until_due: int | None = None
+    discounts: Sequence[str] = ()
+    """Those of the invoice itself, beside its subscription's."""
     recipe: Doc | None = field(default=None)
     """How to reckon the lines anew when the invoice is finalised."""
 
@@ -61,6 +63,7 @@ def invoice_document(call: Call, draft: Draft, id: str, line_prefix: str) -> Doc
         "customer_phone": customer.get("phone"),
         "customer_shipping": customer.get("shipping"),
         "customer_tax_exempt": customer.get("tax_exempt", "none"),
+        "discounts": [*_running(call, draft), *draft.discounts],
         "due_date": _due_date(draft.created, draft.days_until_due),
         "livemode": call.account.livemode,
         "metadata": {},
@@ -88,13 +91,15 @@ def set_lines(
         line_document(call, line, subscription, invoice["id"], call.world.new_id(prefix, 24))
         for line in lines
     ] + [item_line_document(item, invoice["id"], call.world.new_id(prefix, 24)) for item in pending]
+    discounts.apply(call, invoice, subscription)
     add_up(invoice)
 
 
 def add_up(invoice: Doc) -> None:
-    """An invoice's totals, from its lines, its credits and the customer's balance."""
+    """An invoice's totals, from its lines, discounts, credits and the customer's balance."""
     subtotal = sum(line["amount"] for line in invoice["_lines"])
-    total = subtotal - sum(one["amount"] for one in invoice["total_pretax_credit_amounts"])
+    less = (*invoice["total_discount_amounts"], *invoice["total_pretax_credit_amounts"])
+    total = subtotal - sum(one["amount"] for one in less)
     due = max(0, total + invoice["starting_balance"])
     invoice.update(
         subtotal=subtotal,
@@ -194,6 +199,36 @@ def settle(call: Call, invoice: Doc, now: int) -> None:
         emit(call, happened, shown_invoice(invoice))
 
 
+def put_on(call: Call, invoice: Doc, items: Sequence[Doc]) -> None:
+    """Put invoice items on a draft."""
+    must_be(invoice, "change", "draft")
+    for item in items:
+        if item["customer"] != invoice["customer"] or item["currency"] != invoice["currency"]:
+            raise invalid("The invoice is of another customer or currency.", "invoice")
+        item["invoice"] = invoice["id"]
+        call.store.save(call.account, item)
+    invoice["_pending"] += [item["id"] for item in items]
+    pending = [call.find("invoiceitem", one, "invoiceitem") for one in invoice["_pending"]]
+    lines = [] if invoice["_recipe"] is None else reckoned(call, invoice)
+    if invoice["_recipe"] is None and subscription_of(call, invoice) is not None:
+        raise not_played("invoice")
+    set_lines(call, invoice, lines, pending, subscription_of(call, invoice))
+    call.store.save(call.account, invoice)
+    emit(call, "invoice.updated", shown_invoice(invoice), {})
+
+
+def close(call: Call, invoice: Doc, status: str, now: int) -> None:
+    """Give an invoice up: "void", with what credits it took returned, or "uncollectible"."""
+    if status == "void":
+        credit_grants.give_back(call, invoice, now)
+    invoice["status"] = status
+    transition = {"void": "voided_at", "uncollectible": "marked_uncollectible_at"}[status]
+    invoice["status_transitions"][transition] = now
+    call.store.save(call.account, invoice)
+    happened = {"void": "voided", "uncollectible": "marked_uncollectible"}[status]
+    emit(call, f"invoice.{happened}", shown_invoice(invoice))
+
+
 def subscription_of(call: Call, invoice: Doc) -> Doc | None:
     parent = invoice["parent"]
     if parent is None:
@@ -222,6 +257,13 @@ def must_be(invoice: Doc, action: str, *statuses: str) -> None:
 
 def declined() -> Refusal:
     return Refusal(402, "Your card was declined.", type="card_error", code="card_declined")
+
+
+def _running(call: Call, draft: Draft) -> list[str]:
+    """The discounts of a draft's subscription that are in force."""
+    if draft.subscription is None:
+        return []
+    return discounts.running(call, draft.subscription["discounts"], draft.created)
 
 
 def _due_date(at: int, days: int | None) -> int | None:

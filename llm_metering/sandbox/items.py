@@ -6,6 +6,7 @@ from typing import Any
 
 from .errors import invalid, missing_parameter
 from .forms import EXPAND, LIST, Required, text
+from .inline_prices import inline_price
 from .lists import merged_metadata, page_of, public
 from .periods import period_at
 from .prices import shown_price
@@ -14,7 +15,11 @@ from .world import Call, Route
 
 
 def price_for(call: Call, wanted: dict[str, Any], path: str) -> Doc:
-    """The price that an item asks for, if it can be subscribed to."""
+    """The price that an item asks for, or brings with it, if it can be subscribed to."""
+    if "price_data" in wanted:
+        if "price" in wanted:
+            raise invalid("You may only specify one of these parameters: price, price_data.", path)
+        return inline_price(call, wanted["price_data"], f"{path}[price_data]")
     if not wanted.get("price"):
         raise missing_parameter(f"{path}[price]")
     price = call.find("price", wanted["price"], f"{path}[price]")
@@ -28,13 +33,18 @@ def price_for(call: Call, wanted: dict[str, Any], path: str) -> Doc:
             "`type=recurring`.",
             f"{path}[price]",
         )
+    check_quantity(price, wanted, path)
+    return price
+
+
+def check_quantity(price: Doc, wanted: dict[str, Any], path: str) -> None:
+    """Refuse a quantity where the meter says how many there are."""
     if is_metered(price) and "quantity" in wanted:
         raise invalid(
             f"You cannot set a quantity on the metered price {price['id']}; what is used is reported by "
             "meter events.",
             f"{path}[quantity]",
         )
-    return price
 
 
 def check_together(customer: Doc, prices: list[Doc], mode: str, currency: str | None) -> None:
@@ -86,6 +96,7 @@ def new_item(
         "tax_rates": [],
         "_anchor": anchor,
         "_earlier": [],
+        "_free": False,
         "_since": since,
     }
 

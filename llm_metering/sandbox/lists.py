@@ -98,6 +98,10 @@ def expand(answer: Doc, paths: Iterable[str], lookup: Lookup) -> None:
         _expand(answer, steps, lookup)
 
 
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
 def not_expandable(name: str) -> Refusal:
     return invalid(
         f"This property cannot be expanded ({name}). You may want to try expanding another property.",
@@ -120,7 +124,7 @@ def _expand(node: Any, steps: list[str], lookup: Lookup) -> None:
     if name not in node and name not in _ON_REQUEST:
         raise not_expandable(name)
     value = node.get(name)
-    if isinstance(value, str) or name not in node:
+    if isinstance(value, str) or name not in node or _ids(value):
         value = lookup(name, node)
         if value is not None:
             node[name] = value

@@ -6,14 +6,35 @@ from typing import Any
 
 from . import credit_grants
 from .billing import Item, first_lines
+from .cancellations import plan_end
+from .discounts import DISCOUNTS, give
 from .errors import Refusal, invalid, not_played
-from .forms import EXPAND, Table, anything, choice, hash_of, refused, text
+from .forms import (
+    EXPAND,
+    METADATA,
+    Required,
+    Table,
+    anything,
+    array,
+    boolean,
+    choice,
+    decimal,
+    either,
+    hash_of,
+    integer,
+    refused,
+    text,
+)
+from .inline_prices import ONCE_DATA
+from .invoice_items import new_item
 from .invoices import Draft, add_up, invoice_document, pending_items, shown_invoice, style_of
 from .items import check_together, items_of, price_for
 from .periods import step
+from .prices import CURRENCY
 from .renewals import cycle_draft
 from .store import Doc
-from .subscription_tables import CHANGED_ITEMS, MODE, PRORATION
+from .subscription_tables import CANCEL_AT, CHANGED_ITEMS, MODE, PRORATION
+from .subscription_times import billed_until
 from .subscriptions import change
 from .tariffs import tariff, usage_of
 from .world import Call, Route
@@ -49,10 +70,19 @@ def _draft(call: Call, given: dict[str, Any]) -> Draft:
             raise invalid("The subscription does not belong to this customer.", "subscription")
         if "billing_mode" in details:
             raise not_played("subscription_details[billing_mode]")
+        behavior = details.get("proration_behavior", "create_prorations")
+        plan_end(call, subscription, details, behavior)
+        customer = call.find("customer", subscription["customer"], "subscription")
+        if "discounts" in given:
+            wanted, currency = given["discounts"], subscription["currency"]
+            subscription["discounts"] = give(call, wanted, customer, subscription, currency)
+        call.store.save(call.account, subscription)
+        _add_items(call, customer, subscription["currency"], subscription["id"])
         if details.get("items"):
-            behavior = details.get("proration_behavior", "create_prorations")
             change(call, subscription, details["items"], behavior)
         return _next_of(call, subscription)
+    if "cancel_at" in details or "cancel_at_period_end" in details:
+        raise not_played("subscription_details[cancel_at]")
     if details.get("items"):
         return _first_of_new(call, given)
     if "customer" in given:
@@ -65,8 +95,9 @@ def _next_of(call: Call, subscription: Doc) -> Draft:
         raise _none_upcoming(subscription["id"])
     customer = call.find("customer", subscription["customer"], "subscription")
     docs = items_of(call, subscription["id"])
-    at = min(doc["current_period_end"] for doc in docs)
-    final = subscription["cancel_at"] is not None and at >= subscription["cancel_at"]
+    ends = [doc["current_period_end"] for doc in docs]
+    at = min(ends if subscription["cancel_at"] is None else [*ends, subscription["cancel_at"]])
+    docs, final = billed_until(subscription, docs, at)
     draft = cycle_draft(call, customer, subscription, docs, at, "upcoming", final=final)
     if final and not draft.lines and not draft.pending:
         raise _none_upcoming(subscription["id"])
@@ -74,7 +105,10 @@ def _next_of(call: Call, subscription: Doc) -> Draft:
 
 
 def _next_of_customer(call: Call, customer: str) -> Draft:
-    call.find("customer", customer, "customer")
+    doc = call.find("customer", customer, "customer")
+    if "discounts" in call.params:
+        raise not_played("discounts")
+    _add_items(call, doc, doc["currency"] or "usd", None)
     drafts = [
         _next_of(call, subscription)
         for subscription in call.store.owned(call.account, "subscription", customer)
@@ -103,18 +137,31 @@ def _first_of_new(call: Call, given: dict[str, Any]) -> Draft:
         quantity = None if priced.meter else wanted.get("quantity", 1)
         items.append(Item(call.world.new_id("si_tmp_"), priced, quantity, now, until, now, now))
     customer_id = "" if customer is None else customer["id"]
+    currency = items[0].tariff.currency
+    extra: list[str] = []
+    if customer is not None:
+        _add_items(call, customer, currency, None)
+        extra = give(call, given.get("discounts", ()), customer, None, currency)
+    elif given.get("discounts") or given.get("invoice_items"):
+        raise invalid("Discounts and invoice items need a customer.", "customer")
     usage = usage_of(call.world, call.account, customer_id)
     return Draft(
         customer,
         None,
-        items[0].tariff.currency,
+        currency,
         first_lines(items, mode, None, usage, style_of(call)),
         "upcoming",
         created=now,
         start=now,
         end=now,
         pending=[] if customer is None else pending_items(call, customer_id, None),
+        discounts=extra,
     )
+
+
+def _add_items(call: Call, customer: Doc, currency: str, subscription: str | None) -> None:
+    for one in call.params.get("invoice_items", ()):
+        new_item(call, customer, one, one.get("currency", currency), subscription)
 
 
 def _none_upcoming(id: str) -> Refusal:
@@ -122,24 +169,42 @@ def _none_upcoming(id: str) -> Refusal:
 
 
 _NOT_PLAYED = (
-    "billing_cycle_anchor billing_schedules cancel_at cancel_at_period_end cancel_now default_tax_rates "
-    "metadata pause proration_date resume_at start_date trial_end"
+    "billing_cycle_anchor billing_schedules cancel_now default_tax_rates metadata pause proration_date "
+    "resume_at start_date trial_end"
 )
 _DETAILS: Table = {
     **dict.fromkeys(_NOT_PLAYED.split(), refused),
     "billing_mode": MODE,
+    "cancel_at": either(choice(""), CANCEL_AT),
+    "cancel_at_period_end": boolean,
     "items": CHANGED_ITEMS,
     "proration_behavior": PRORATION,
 }
-_ALSO_NOT_PLAYED = (
-    "customer_account customer_details discounts invoice_items issuer on_behalf_of schedule schedule_details"
-)
+_ALSO_NOT_PLAYED = "customer_account customer_details issuer on_behalf_of schedule schedule_details"
+_ITEM: Table = {
+    **dict.fromkeys(("discounts", "invoiceitem", "tax_code", "tax_rates"), refused),
+    "amount": integer(),
+    "currency": CURRENCY,
+    "description": text(),
+    "discountable": boolean,
+    "metadata": METADATA,
+    "period": hash_of({"end": Required(integer()), "start": Required(integer())}),
+    "price": text(),
+    "price_data": hash_of(ONCE_DATA),
+    "quantity": integer(0),
+    "quantity_decimal": decimal,
+    "tax_behavior": anything,
+    "unit_amount": integer(),
+    "unit_amount_decimal": decimal,
+}
 _PREVIEW: Table = {
     **dict.fromkeys(_ALSO_NOT_PLAYED.split(), refused),
     "automatic_tax": hash_of({"enabled": choice("false"), "liability": anything}),
     "currency": text(3),
     "customer": text(),
+    "discounts": DISCOUNTS,
     "expand": EXPAND,
+    "invoice_items": array(hash_of(_ITEM), 250),
     "preview_mode": choice("next", "recurring"),
     "subscription": text(),
     "subscription_details": hash_of(_DETAILS),

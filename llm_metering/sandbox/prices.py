@@ -35,7 +35,7 @@ def create(call: Call) -> Doc:
     given = call.params
     if ("product" in given) == ("product_data" in given):
         raise invalid("You must specify exactly one of product and product_data.", "product")
-    recurring = _recurring(call, given.get("recurring"))
+    recurring = read_recurring(call, given.get("recurring"))
     amounts = _amounts(given)
     if "product" in given:
         product = call.find("product", given["product"], "product")
@@ -107,7 +107,7 @@ def shown_price(price: Doc) -> Doc:
     return public(price)
 
 
-def _recurring(call: Call, given: dict[str, Any] | None) -> dict[str, Any] | None:
+def read_recurring(call: Call, given: dict[str, Any] | None) -> dict[str, Any] | None:
     if given is None:
         return None
     usage_type = given.get("usage_type", "licensed")
@@ -140,10 +140,10 @@ def _amounts(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("tiers", "tiers_mode"):
         if name in given:
             raise invalid(f"{name} can only be set with billing_scheme=tiered.", name)
-    amount = _one_amount(given, "unit_amount", "")
+    amount = one_amount(given, "unit_amount", "")
     if amount is None:
         raise invalid("You must specify one of unit_amount and unit_amount_decimal.", "unit_amount")
-    return {"billing_scheme": "per_unit", "tiers_mode": None, **_both("unit_amount", amount)}
+    return {"billing_scheme": "per_unit", "tiers_mode": None, **both_forms("unit_amount", amount)}
 
 
 def _tiered(given: dict[str, Any]) -> dict[str, Any]:
@@ -174,22 +174,22 @@ def _tiers(given: list[dict[str, Any]]) -> list[Doc]:
             raise invalid("The last tier, and no other, must have up_to=inf.", f"{path}[up_to]")
         if up_to != "inf" and up_to <= below:
             raise invalid("Each tier must end above the one before it.", f"{path}[up_to]")
-        unit = _one_amount(tier, "unit_amount", path)
-        flat = _one_amount(tier, "flat_amount", path)
+        unit = one_amount(tier, "unit_amount", path)
+        flat = one_amount(tier, "flat_amount", path)
         if unit is None and flat is None:
             raise invalid("A tier must have a unit amount, a flat amount, or both.", path)
         below = 0 if up_to == "inf" else up_to
         tiers.append(
             {
-                **_both("flat_amount", flat),
-                **_both("unit_amount", unit),
+                **both_forms("flat_amount", flat),
+                **both_forms("unit_amount", unit),
                 "up_to": None if up_to == "inf" else up_to,
             }
         )
     return tiers
 
 
-def _one_amount(given: dict[str, Any], name: str, path: str) -> Decimal | None:
+def one_amount(given: dict[str, Any], name: str, path: str) -> Decimal | None:
     exact = f"{name}_decimal"
     if name in given and exact in given:
         where = f"{path}[{name}]" if path else name
@@ -199,7 +199,7 @@ def _one_amount(given: dict[str, Any], name: str, path: str) -> Decimal | None:
     return given.get(exact)
 
 
-def _both(name: str, amount: Decimal | None) -> dict[str, Any]:
+def both_forms(name: str, amount: Decimal | None) -> dict[str, Any]:
     """An amount in both of its forms; the whole one is null where the amount has a fraction."""
     if amount is None:
         return {name: None, f"{name}_decimal": None}
@@ -230,9 +230,10 @@ _CURRENCIES = (
 CURRENCY_CODES = tuple(_CURRENCIES.split())
 CURRENCY = choice(*CURRENCY_CODES)
 INTERVAL = choice("day", "week", "month", "year")
-_AMOUNTS: Table = {"unit_amount": AMOUNT, "unit_amount_decimal": decimal}
+TAX_BEHAVIOR = choice("exclusive", "inclusive", "unspecified")
+AMOUNTS: Table = {"unit_amount": AMOUNT, "unit_amount_decimal": decimal}
 _TIER: Table = {
-    **_AMOUNTS,
+    **AMOUNTS,
     "flat_amount": AMOUNT,
     "flat_amount_decimal": decimal,
     "up_to": Required(either(choice("inf"), integer(1))),
@@ -244,12 +245,12 @@ _PRICE: Table = {
     "lookup_key": text(200),
     "metadata": METADATA,
     "nickname": text(),
-    "tax_behavior": choice("exclusive", "inclusive", "unspecified"),
+    "tax_behavior": TAX_BEHAVIOR,
     "transfer_lookup_key": boolean,
 }
 _NEW_PRICE: Table = {
     **_PRICE,
-    **_AMOUNTS,
+    **AMOUNTS,
     "billing_scheme": choice("per_unit", "tiered"),
     "currency": Required(CURRENCY),
     "custom_unit_amount": refused,

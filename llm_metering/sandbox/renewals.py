@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import credit_grants
+from . import credit_grants, pauses
 from .billing import cycle_lines
 from .events import emit
 from .invoices import (
@@ -16,8 +16,10 @@ from .invoices import (
     subscription_of,
 )
 from .items import items_of
+from .payments import payment_method
 from .store import Doc
 from .subscription_documents import shown_subscription
+from .subscription_times import REMINDER_S, billed_until, next_due, reminds
 from .tariffs import item_value, usage_of
 from .world import Call
 
@@ -31,9 +33,9 @@ def live(call: Call, clock: Doc | None, until: int) -> None:
             clock["frozen_time"] = max(clock["frozen_time"], at)
             call.store.save(call.account, clock)
         if doc["object"] == "subscription":
-            _turn(call, doc, at)
+            turn(call, doc, at)
         elif doc["object"] == "invoice":
-            _finalize(call, doc, at)
+            finalize_due(call, doc, at)
         elif doc["object"] == credit_grants.GRANT:
             credit_grants.run_out(call, doc, at)
 
@@ -73,7 +75,7 @@ def cycle_draft(
         pending=pending_items(call, customer["id"], subscription["id"]),
         collection_method=subscription["collection_method"],
         days_until_due=subscription["days_until_due"],
-        recipe={"items": docs, "at": at, "final": final},
+        recipe={"items": [dict(doc) for doc in docs], "at": at, "final": final},
     )
 
 
@@ -85,39 +87,72 @@ def bill(call: Call, draft: Draft, subscription: Doc, due: int | None) -> Doc | 
     invoice["automatically_finalizes_at"] = due
     keep_invoice(call, invoice, due)
     subscription["latest_invoice"] = invoice["id"]
+    if subscription["pause_collection"] is not None:
+        pauses.hold(call, invoice, subscription)
     return invoice
 
 
-def _turn(call: Call, subscription: Doc, at: int) -> None:
-    """A period ends: bill what was used, and begin the next one."""
+def turn(call: Call, subscription: Doc, at: int) -> None:
+    """What is due happens to a subscription: a period ends, or its trial, or a pause, or all of it."""
     if subscription["status"] == "incomplete":
         subscription["status"] = "incomplete_expired"
         call.store.save(call.account, subscription)
         call.store.set_due(call.account, subscription, None)
         emit(call, "customer.subscription.updated", shown_subscription(call, subscription), {})
         return
-    customer = call.find("customer", subscription["customer"], "customer")
-    docs = items_of(call, subscription["id"])
-    over = subscription["cancel_at"] is not None and at >= subscription["cancel_at"]
-    draft = cycle_draft(call, customer, subscription, docs, at, "subscription_cycle", final=over)
-    bill(call, draft, subscription, at + call.switches.finalize_after_s)
-    if over:
-        end(call, subscription, at, "cancellation_requested")
-        return
-    ends = []
-    for doc in items_of(call, subscription["id"]):
-        if doc["current_period_end"] == at:
-            _, until = item_value(call.world, call.account, doc).period_after(at)
-            doc.update(current_period_start=at, current_period_end=until, _since=at, _earlier=[])
-            call.store.save(call.account, doc)
-        ends.append(doc["current_period_end"])
+    _look_around(call, subscription, at)
+    docs, over = billed_until(subscription, items_of(call, subscription["id"]), at)
+    if over or any(doc["current_period_end"] <= at for doc in docs):
+        customer = call.find("customer", subscription["customer"], "customer")
+        if subscription["status"] == "trialing" and not _outlives_trial(call, subscription, customer, at):
+            return
+        draft = cycle_draft(call, customer, subscription, docs, at, "subscription_cycle", final=over)
+        bill(call, draft, subscription, at + call.switches.finalize_after_s)
+        if over:
+            end(call, subscription, at, "cancellation_requested")
+            return
+        docs = _begin_periods(call, docs, at)
     call.store.save(call.account, subscription)
-    call.store.set_due(call.account, subscription, min(ends))
+    call.store.set_due(call.account, subscription, next_due(subscription, docs))
     emit(call, "customer.subscription.updated", shown_subscription(call, subscription), {})
 
 
-def _finalize(call: Call, invoice: Doc, at: int) -> None:
+def _look_around(call: Call, subscription: Doc, at: int) -> None:
+    """Remind of a trial's end, and resume collection, where their time has come."""
+    if reminds(subscription) and at >= subscription["trial_end"] - REMINDER_S:
+        subscription["_reminded"] = True
+        emit(call, "customer.subscription.trial_will_end", shown_subscription(call, subscription))
+    paused = subscription["pause_collection"]
+    if paused is not None and paused["resumes_at"] is not None and at >= paused["resumes_at"]:
+        subscription["pause_collection"] = None
+
+
+def _outlives_trial(call: Call, subscription: Doc, customer: Doc, at: int) -> bool:
+    """Let a subscription go on after its trial, unless it is to end where nobody can be charged."""
+    without = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
+    method = subscription["default_payment_method"] or payment_method(customer)
+    if without == "cancel" and method is None and subscription["collection_method"] != "send_invoice":
+        end(call, subscription, at, "payment_failed")
+        return False
+    subscription["status"] = "active"
+    return True
+
+
+def _begin_periods(call: Call, docs: list[Doc], at: int) -> list[Doc]:
+    """Let the items whose period is over begin the next one."""
+    for doc in docs:
+        if doc["current_period_end"] == at:
+            _, until = item_value(call.world, call.account, doc).period_after(at)
+            doc.update(current_period_start=at, current_period_end=until, _since=at, _earlier=[], _free=False)
+            call.store.save(call.account, doc)
+    return docs
+
+
+def finalize_due(call: Call, invoice: Doc, at: int) -> None:
     """The grace period is over: fix the invoice, and have it paid or leave it open."""
+    if invoice.get("_paused"):
+        pauses.finish(call, invoice, at)
+        return
     finalize(call, invoice, at)
     charges = invoice["collection_method"] == "charge_automatically"
     if collect(call, invoice, at, attempt=charges) or not charges:

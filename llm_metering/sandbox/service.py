@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Iterable
 
-from .errors import Refusal, bad_key, invalid, server_fault, unknown_url
+from .errors import Refusal, bad_key, call_not_played, invalid, server_fault, unknown_url
 from .expansion import expand_answer
 from .forms import decode_form, read_params
 from .limits import Limits
@@ -24,6 +25,17 @@ logger = logging.getLogger("llm_metering.sandbox")
 V1_KEY_LIFE_S = 86_400
 V2_KEY_LIFE_S = 30 * 86_400
 KEPT_BODY_BYTES = 4096
+NOT_PLAYED = re.compile(
+    r"/v1/(subscription_schedules|promotion_codes|tax|tax_rates|tax_ids|tax_codes|checkout|payment_intents"
+    r"|setup_intents|payment_methods|payment_links|charges|refunds|credit_notes|quotes|plans|billing_portal"
+    r"|billing/analytics|invoice_payments|invoice_rendering_templates|disputes|payouts|transfers"
+    r"|entitlements|file_links|files|shipping_rates|sources|tokens)(/|$)"
+    r"|/v1/subscriptions/[^/]+/(pause|resume)$"
+    r"|/v1/invoices/[^/]+/(add_lines|update_lines|remove_lines|attach_payment|lines/[^/]+)$"
+    r"|/v1/customers/[^/]+/(discount|balance_transactions|cash_balance|payment_methods|sources|tax_ids)(/|$)"
+    r"|/v2/billing/(?!meter_event)"
+)
+"""Calls that Stripe has and the sandbox does not play: it says so, where 404 would look like a mistake."""
 
 
 class Service:
@@ -130,6 +142,8 @@ class Service:
                 args = tuple(got for want, got in zip(pattern, parts, strict=True) if want == "{}")
                 if all(args):
                     return candidate, args
+        if NOT_PLAYED.match(request.path):
+            raise call_not_played(request.method, request.path)
         raise unknown_url(request.method, request.path)
 
     def _carry_out(

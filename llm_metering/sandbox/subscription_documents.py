@@ -34,7 +34,14 @@ def subscription_document(
         "start_date": anchor,
         "status": "active",
         "test_clock": customer["test_clock"],
+        "trial_settings": trial_settings(given),
     }
+
+
+def trial_settings(given: dict[str, Any]) -> Doc:
+    behavior = given.get("trial_settings", {}).get("end_behavior", {})
+    missing = behavior.get("missing_payment_method", "create_invoice")
+    return {"end_behavior": {"missing_payment_method": missing}}
 
 
 def flexible_mode(updated_at: int | None) -> Doc:
@@ -68,5 +75,4 @@ _NOTHING: Doc = {
         "payment_method_types": None,
         "save_default_payment_method": "off",
     },
-    "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
 }

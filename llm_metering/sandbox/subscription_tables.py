@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .discounts import DISCOUNTS
 from .forms import (
     CREATED,
     EXPAND,
@@ -13,11 +14,13 @@ from .forms import (
     array,
     boolean,
     choice,
+    either,
     hash_of,
     integer,
     refused,
     text,
 )
+from .inline_prices import ONCE_DATA, RECURRING_DATA
 
 ID: Table = {"expand": EXPAND}
 MODE = hash_of({"type": Required(choice("classic", "flexible")), "flexible": anything})
@@ -31,25 +34,40 @@ _ITEM: Table = {
     "metadata": METADATA,
     "plan": refused,
     "price": text(),
-    "price_data": refused,
+    "price_data": hash_of(RECURRING_DATA),
     "quantity": integer(0),
     "tax_rates": refused,
 }
 ITEMS = array(hash_of(_ITEM), 20)
 CHANGED_ITEMS = array(hash_of({**_ITEM, "clear_usage": refused, "deleted": boolean, "id": text()}), 20)
 _NOT_PLAYED = (
-    "add_invoice_items application_fee_percent billing_schedules billing_thresholds cancel_at default_source "
-    "default_tax_rates discounts on_behalf_of pending_invoice_item_interval transfer_data trial_end "
-    "trial_from_plan billing_cycle_anchor"
+    "application_fee_percent billing_schedules billing_thresholds default_source default_tax_rates "
+    "on_behalf_of pending_invoice_item_interval transfer_data trial_from_plan"
 )
+_ONCE: Table = {
+    **dict.fromkeys(("discounts", "period", "tax_rates"), refused),
+    "discountable": boolean,
+    "metadata": METADATA,
+    "price": text(),
+    "price_data": hash_of(ONCE_DATA),
+    "quantity": integer(0),
+}
+_TRIAL_END: Table = {
+    "billing_cycle_anchor": refused,
+    "missing_payment_method": choice("cancel", "create_invoice"),
+}
+CANCEL_AT = either(choice("max_period_end", "min_period_end"), integer(1))
 _SHARED: Table = {
     **dict.fromkeys(_NOT_PLAYED.split(), refused),
+    "add_invoice_items": array(hash_of(_ONCE), 20),
     "automatic_tax": hash_of({"enabled": choice("false"), "liability": anything}),
+    "cancel_at": CANCEL_AT,
     "cancel_at_period_end": boolean,
     "collection_method": COLLECTION,
     "days_until_due": integer(0),
     "default_payment_method": text(),
     "description": text(500),
+    "discounts": DISCOUNTS,
     "expand": EXPAND,
     "invoice_settings": anything,
     "metadata": METADATA,
@@ -57,24 +75,44 @@ _SHARED: Table = {
     "payment_behavior": BEHAVIOR,
     "payment_settings": anything,
     "proration_behavior": PRORATION,
-    "trial_settings": anything,
+    "trial_end": either(choice("now"), integer(1)),
+    "trial_settings": hash_of({"end_behavior": Required(hash_of(_TRIAL_END))}),
 }
 CREATE: Table = {
     **_SHARED,
     "backdate_start_date": integer(),
-    "billing_cycle_anchor_config": refused,
+    "billing_cycle_anchor": integer(1),
+    "billing_cycle_anchor_config": hash_of(
+        {
+            "day_of_month": Required(integer(1, 31)),
+            "hour": integer(0, 23),
+            "minute": integer(0, 59),
+            "month": integer(1, 12),
+            "second": integer(0, 59),
+        }
+    ),
     "billing_mode": MODE,
     "currency": text(3),
     "customer": Required(text()),
     "customer_account": refused,
     "items": ITEMS,
-    "trial_period_days": refused,
+    "trial_period_days": integer(0, 730),
 }
 UPDATE: Table = {
     **_SHARED,
+    "billing_cycle_anchor": refused,
+    "cancel_at": either(choice(""), CANCEL_AT),
     "cancellation_details": anything,
     "items": CHANGED_ITEMS,
-    "pause_collection": refused,
+    "pause_collection": either(
+        choice(""),
+        hash_of(
+            {
+                "behavior": Required(choice("keep_as_draft", "mark_uncollectible", "void")),
+                "resumes_at": integer(1),
+            }
+        ),
+    ),
     "proration_date": refused,
 }
 _NOT_FILTERED = "automatic_tax current_period_end current_period_start customer_account plan"

@@ -5,64 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from . import subscription_tables as tables
-from .billing import MAX_LINES, first_lines
+from .cancellations import plan_end
 from .changes import change_items
-from .errors import Refusal, invalid, missing_parameter, not_played
+from .discounts import give
+from .errors import Refusal, invalid, not_played
 from .events import emit
-from .invoices import (
-    Draft,
-    collect,
-    declined,
-    finalize,
-    invoice_document,
-    keep_invoice,
-    pending_items,
-    style_of,
-)
-from .items import check_together, items_of, new_item, price_for, shown_item
+from .invoice_items import add_once
+from .invoices import Draft, collect, finalize, pending_items
+from .items import items_of, shown_item
 from .lists import created_within, merged_metadata, page, unset
-from .payments import NO_PAYMENT_METHOD, declines, payment_method
-from .renewals import bill, cycle_draft, end
+from .pauses import finish, pause
+from .renewals import bill, cycle_draft, end, finalize_due, turn
 from .store import Doc
-from .subscription_documents import flexible_mode, shown_subscription, subscription_document
-from .tariffs import item_value, usage_of
+from .subscription_documents import flexible_mode, shown_subscription, trial_settings
+from .subscription_starts import check_collection
+from .subscription_times import next_due
 from .world import Call, Route
-
-INCOMPLETE_S = 23 * 3_600
-"""How long a first payment may take."""
-
-
-def create(call: Call) -> Doc:
-    given = call.params
-    customer = call.find("customer", given["customer"], "customer")
-    if not given.get("items"):
-        raise missing_parameter("items")
-    mode = given.get("billing_mode", {}).get("type", "flexible")
-    prices = [price_for(call, wanted, f"items[{n}]") for n, wanted in enumerate(given["items"])]
-    check_together(customer, prices, mode, given.get("currency"))
-    _check_collection(given)
-    now = call.world.time_of(call.account, customer)
-    anchor = _anchor(given, mode, now)
-    subscription = subscription_document(call, given, customer, prices[0]["currency"], mode, now, anchor)
-    items = [
-        new_item(call, subscription["id"], price, wanted, anchor, now, starts=True)
-        for price, wanted in zip(prices, given["items"], strict=True)
-    ]
-    due = min(item["current_period_end"] for item in items)
-    call.store.insert(
-        call.account, subscription, owner=customer["id"], clock=customer["test_clock"] or "", due=due
-    )
-    for item in items:
-        call.store.insert(call.account, item, owner=subscription["id"])
-    customer["currency"] = subscription["currency"]
-    call.store.save(call.account, customer)
-    _bill_first(call, subscription, customer, items, anchor if anchor < now else None, now)
-    if given.get("cancel_at_period_end"):
-        _cancel_at_period_end(call, subscription, True)
-    call.store.save(call.account, subscription)
-    shown = shown_subscription(call, subscription)
-    emit(call, "customer.subscription.created", shown)
-    return shown
 
 
 def retrieve(call: Call) -> Doc:
@@ -73,17 +31,31 @@ def update(call: Call) -> Doc:
     subscription = call.fetch("subscription")
     _check_alive(subscription)
     given = call.params
-    _check_collection({"collection_method": subscription["collection_method"], **given}, update=True)
+    check_collection({"collection_method": subscription["collection_method"], **given}, update=True)
     for name in ("collection_method", "days_until_due", "default_payment_method", "description"):
         if name in given:
             subscription[name] = unset(given[name])
     if "metadata" in given:
         subscription["metadata"] = merged_metadata(subscription["metadata"], given["metadata"])
-    if "cancel_at_period_end" in given:
-        _cancel_at_period_end(call, subscription, given["cancel_at_period_end"])
+    behavior = given.get("proration_behavior", "create_prorations")
+    plan_end(call, subscription, given, behavior)
+    if "pause_collection" in given:
+        pause(call, subscription, given["pause_collection"])
+    if "discounts" in given:
+        customer = call.find("customer", subscription["customer"], "customer")
+        currency = subscription["currency"]
+        subscription["discounts"] = give(call, given["discounts"], customer, subscription, currency)
+    if "trial_settings" in given:
+        subscription["trial_settings"] = trial_settings(given)
     call.store.save(call.account, subscription)
+    for n, one in enumerate(given.get("add_invoice_items", ())):
+        customer = call.find("customer", subscription["customer"], "customer")
+        add_once(call, customer, one, f"add_invoice_items[{n}]", subscription)
     if given.get("items"):
         _change(call, subscription, given["items"])
+        subscription = call.fetch("subscription")
+    if "trial_end" in given:
+        _end_trial(call, subscription, given["trial_end"])
     shown = shown_subscription(call, subscription)
     emit(call, "customer.subscription.updated", shown, {})
     return shown
@@ -194,67 +166,45 @@ def _change(call: Call, subscription: Doc, items: list[dict[str, Any]]) -> None:
         _bill_now(call, draft, subscription, now)
 
 
+def _end_trial(call: Call, subscription: Doc, wanted: int | str) -> None:
+    """Move a trial's end, or let it end now."""
+    if subscription["status"] != "trialing":
+        if wanted == "now":
+            return
+        raise not_played("trial_end")
+    now = call.world.time_of(call.account, subscription)
+    at = now if isinstance(wanted, str) else wanted
+    if at < now:
+        raise invalid("Invalid timestamp: must be an integer Unix timestamp in the future.", "trial_end")
+    subscription.update(trial_end=at, billing_cycle_anchor=at, _reminded=at == now)
+    items = items_of(call, subscription["id"])
+    for item in items:
+        item.update(current_period_end=at, _anchor=at)
+        call.store.save(call.account, item)
+    call.store.set_due(call.account, subscription, next_due(subscription, items))
+    call.store.save(call.account, subscription)
+    if at == now:
+        turn(call, subscription, now)
+        _charge_drafts(call, subscription, now)
+
+
+def _charge_drafts(call: Call, subscription: Doc, now: int) -> None:
+    """A trial that was ended by hand is billed at once, without a grace period."""
+    invoice = call.store.get(call.account, "invoice", subscription["latest_invoice"] or "")
+    if invoice is not None and invoice["status"] == "draft" and not invoice.get("_paused"):
+        finalize_due(call, invoice, now)
+
+
 def _bill_now(call: Call, draft: Draft, subscription: Doc, now: int) -> None:
     invoice = bill(call, draft, subscription, None)
-    if invoice is not None:
-        call.store.save(call.account, subscription)
+    if invoice is None:
+        return
+    call.store.save(call.account, subscription)
+    if not invoice.get("_paused"):
         finalize(call, invoice, now)
         collect(call, invoice, now, attempt=subscription["collection_method"] == "charge_automatically")
-
-
-def _bill_first(
-    call: Call, subscription: Doc, customer: Doc, docs: list[Doc], backdated: int | None, now: int
-) -> None:
-    """Make the first invoice, where there is something to put on it, and see to its payment."""
-    items = [item_value(call.world, call.account, doc) for doc in docs]
-    usage = usage_of(call.world, call.account, customer["id"])
-    mode = subscription["billing_mode"]["type"]
-    lines = first_lines(items, mode, backdated, usage, style_of(call))
-    pending = pending_items(call, customer["id"], subscription["id"])
-    if len(lines) > MAX_LINES:
-        raise invalid(
-            f"The backdated invoice would have {len(lines)} lines; at most {MAX_LINES} are allowed.",
-            "backdate_start_date",
-        )
-    if not lines and not pending:
-        return
-    draft = Draft(
-        customer,
-        subscription,
-        subscription["currency"],
-        lines,
-        "subscription_create",
-        created=now,
-        start=now if backdated is None else backdated,
-        end=now,
-        pending=pending,
-        collection_method=subscription["collection_method"],
-        days_until_due=subscription["days_until_due"],
-    )
-    invoice = invoice_document(call, draft, call.new_id("in_"), "il_")
-    subscription["latest_invoice"] = invoice["id"]
-    if subscription["collection_method"] == "send_invoice":
-        due = invoice["automatically_finalizes_at"] = now + call.switches.finalize_after_s
-        keep_invoice(call, invoice, due)
-    else:
-        _charge_first(call, subscription, customer, invoice, now)
-
-
-def _charge_first(call: Call, subscription: Doc, customer: Doc, invoice: Doc, now: int) -> None:
-    """Finalise the first invoice at once and have it paid, as far as `payment_behavior` wants that."""
-    behavior = call.params.get("payment_behavior", "allow_incomplete")
-    method = subscription["default_payment_method"] or payment_method(customer)
-    waits = behavior == "default_incomplete"
-    if invoice["amount_due"] and not waits:
-        if method is None:
-            raise invalid(NO_PAYMENT_METHOD, code="resource_missing")
-        if declines(method) and behavior == "error_if_incomplete":
-            raise declined()
-    keep_invoice(call, invoice, None)
-    finalize(call, invoice, now)
-    if not collect(call, invoice, now, method=method, attempt=not waits):
-        subscription["status"] = "incomplete"
-        call.store.set_due(call.account, subscription, now + INCOMPLETE_S)
+    elif invoice["_paused"] != "keep_as_draft":
+        finish(call, invoice, now)
 
 
 def _check_alive(subscription: Doc) -> None:
@@ -262,46 +212,13 @@ def _check_alive(subscription: Doc) -> None:
         raise invalid("A canceled subscription can only update its cancellation_details and metadata.")
 
 
-def _check_collection(given: dict[str, Any], *, update: bool = False) -> None:
-    sends = given.get("collection_method") == "send_invoice"
-    if sends and "days_until_due" not in given and not update:
-        raise invalid("You must set days_until_due when collection_method is send_invoice.", "days_until_due")
-    if not sends and given.get("days_until_due") is not None:
-        raise invalid(
-            "You can only set days_until_due when collection_method is send_invoice.", "days_until_due"
-        )
-
-
-def _anchor(given: dict[str, Any], mode: str, now: int) -> int:
-    backdated: int | None = given.get("backdate_start_date")
-    if backdated is None:
-        return now
-    if backdated > now:
-        raise invalid("backdate_start_date must be in the past.", "backdate_start_date")
-    if mode == "classic":
-        raise not_played("backdate_start_date")
-    return backdated
-
-
-def _cancel_at_period_end(call: Call, subscription: Doc, wanted: bool) -> None:
-    items = items_of(call, subscription["id"])
-    now = call.world.time_of(call.account, subscription)
-    subscription.update(
-        cancel_at_period_end=wanted,
-        cancel_at=max(item["current_period_end"] for item in items) if wanted else None,
-        canceled_at=now if wanted else None,
-    )
-    subscription["cancellation_details"]["reason"] = "cancellation_requested" if wanted else None
-
-
 def _item_fields(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in ("metadata", "price", "quantity") if name in given}
+    return {name: given[name] for name in ("metadata", "price", "price_data", "quantity") if name in given}
 
 
 _FILTERS = ("customer", "collection_method", "test_clock")
 
 ROUTES = (
-    Route("POST", "/v1/subscriptions", create, tables.CREATE),
     Route("GET", "/v1/subscriptions", list_subscriptions, tables.LISTED),
     Route("GET", "/v1/subscriptions/{}", retrieve, tables.ID),
     Route("POST", "/v1/subscriptions/{}", update, tables.UPDATE),

@@ -48,6 +48,8 @@ class Switches:
     """Payload keys allowed beside customer and value, None for any number. The limit is not published."""
     preview_credits: bool = True
     """Previews show the credits that would be applied. Real ones are applied at finalisation."""
+    trial_usage: Literal["free", "billed"] = "free"
+    """What becomes of usage during a trial: never billed, or billed when the trial ends."""
     idempotency_clash_type: Literal["idempotency_error", "invalid_request_error"] = "idempotency_error"
     """Error type of a 409 for an idempotency key that is still running."""
     deactivate_twice: Literal["refuse", "accept"] = "refuse"

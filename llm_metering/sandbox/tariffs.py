@@ -59,6 +59,8 @@ def item_value(world: World, account: Account, item: Doc) -> Item:
             Span(tariff(world, account, span["price"]), span["start"], span["end"])
             for span in item["_earlier"]
         ),
+        free=bool(item.get("_free"))
+        and (item["quantity"] is not None or world.switches.trial_usage == "free"),
     )
 
 

@@ -120,7 +120,7 @@ def test_a_required_parameter_cannot_be_empty(api, refused):
 
 
 def test_a_parameter_that_the_sandbox_does_not_play_is_refused_and_says_so(api, shop, refused):
-    error = refused(shop.subscribe, shop.price, trial_end="now")
+    error = refused(shop.subscribe, shop.price, billing_thresholds={"amount_gte": 100})
     assert (error.http_status, error.code) == (400, "sandbox_not_played")
 
 
