@@ -137,7 +137,9 @@ class Call:
         self._record(reading, answer)
 
     def _record(self, reading: Reading, answer: Any) -> None:
-        lasting = self._route.api == "responses" and _field(answer, "background") is True
+        lasting = self._route.lasting or (
+            self._route.api == "responses" and _field(answer, "background") is True
+        )
         if not self._is_due(reading, answer, lasting):
             return
         record_id = lasting_id(reading.response_id) if lasting and reading.response_id else None
@@ -170,7 +172,7 @@ class Call:
     def _stream(self, stream: Any) -> None:
         api = self._route.api
         tally: Tally = ReportTally(api=api)
-        if self._route.counted:
+        if self._route.counted or self._route.lasting:
             tally = StreamTally(api=api, keep_text=self._meter.recorder.wants_text())
         if not tap_stream(
             stream,

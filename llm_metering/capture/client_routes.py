@@ -17,6 +17,8 @@ class Route(NamedTuple):
     """Whether usage that is not reported is counted by us."""
     lookup: bool = False
     """Whether it gives an answer that was made earlier."""
+    lasting: bool = False
+    """Whether the answer goes on without us, and may be asked for again and again: it is one record still."""
 
 
 _ROUTES = {
@@ -53,12 +55,16 @@ _ROUTES = {
 }
 
 _LOOKUP = Route("responses", lookup=True)
+_RUN = Route("assistants", counted=False, lookup=True, lasting=True)
+_RUNS = re.compile(r"/threads/(?:[^/]+/)?runs(?:/[^/]+(?:/cancel|/submit_tool_outputs)?)?$")
 
 
 @functools.lru_cache(maxsize=1024)
 def route_of(method: str, url: str) -> Route | None:
     """What a request brings; None where it brings no usage."""
     path = url.partition("?")[0].rstrip("/")
+    if "/threads/" in path and _RUNS.search(path) and method.lower() in ("get", "post"):
+        return _RUN
     if method.lower() == "post":
         for suffix, route in _ROUTES.items():
             if path.endswith(suffix):

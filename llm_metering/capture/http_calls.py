@@ -126,7 +126,7 @@ class HttpCall:
         tally = self._meter.tally(self._route, headers)
         tally.feed(content)
         reading = tally.result()
-        lasting = False
+        lasting = self._route.lasting
         if self._route.api == "responses":
             answer = _decoded(content)
             lasting = answer.get("background") is True

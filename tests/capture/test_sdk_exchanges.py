@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from llm_metering.capture.clients import wrap
+from llm_metering.capture.transport import MeteringTransport
 from llm_metering.providers import read_response, read_stream
 
 from .conftest import Bench, ProviderStub, Reply
@@ -192,6 +194,73 @@ def groq(origin: str, bench: Bench) -> Callable[[Row], None]:
     return call
 
 
+def openai(origin: str, bench: Bench) -> Callable[[Row], None]:
+    from openai import OpenAI
+
+    client = wrap(OpenAI(api_key="k", base_url=f"{origin}/v1", max_retries=0), bench.recorder)
+
+    def call(row: Row) -> None:
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        model, streamed = row["model"] or "gpt-4o", row["stream"]
+        if row["api"] == "embeddings":
+            client.embeddings.create(model=model, input="Hi", encoding_format="float")
+        elif row["api"] == "completions":
+            client.completions.create(model=model, prompt="Hi")
+        elif row["api"] == "responses":
+            drain(client.responses.create(model=model, input="Hi", stream=streamed) if streamed else ())
+            _ = streamed or client.responses.create(model=model, input="Hi")
+        elif row["api"] == "assistants" and streamed:
+            drain(client.beta.threads.runs.create("thread_1", assistant_id="asst_1", stream=True))
+        elif row["api"] == "assistants":
+            # Asking again and again, as `create_and_poll` does, is one run still.
+            for _ in range(3):
+                client.beta.threads.runs.retrieve(row["response"]["id"], thread_id="thread_1")
+        elif streamed:
+            options: Any = {"include_usage": True}
+            drain(
+                client.chat.completions.create(
+                    model=model, messages=messages, stream=True, stream_options=options
+                )
+            )
+        else:
+            client.chat.completions.create(model=model, messages=messages)
+
+    return call
+
+
+def azure(origin: str, bench: Bench) -> Callable[[Row], None]:
+    from openai import AzureOpenAI
+
+    client = wrap(
+        AzureOpenAI(api_key="k", azure_endpoint=origin, api_version="2024-02-01", max_retries=0),
+        bench.recorder,
+    )
+
+    def call(row: Row) -> None:
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        if row["api"] == "embeddings":
+            client.embeddings.create(model=row["model"], input="Hi", encoding_format="float")
+        else:
+            client.chat.completions.create(model=row["model"], messages=messages)
+
+    return call
+
+
+def anthropic(origin: str, bench: Bench) -> Callable[[Row], None]:
+    from anthropic import Anthropic
+
+    client = wrap(Anthropic(api_key="k", base_url=origin, max_retries=0), bench.recorder)
+
+    def call(row: Row) -> None:
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        if row["stream"]:
+            drain(client.messages.create(model="claude", max_tokens=9, messages=messages, stream=True))
+        else:
+            client.messages.create(model="claude", max_tokens=9, messages=messages)
+
+    return call
+
+
 def ollama(origin: str, bench: Bench) -> Callable[[Row], None]:
     from ollama import Client
 
@@ -244,6 +313,8 @@ CASES = [
     ("gemini", google), ("vertex", google), ("gemini", google_async), ("vertex", google_async),
     ("mistral", mistral), ("mistral", mistral_async), ("cohere", cohere), ("groq", groq),
     ("ollama", ollama), ("bedrock", bedrock),
+    ("openai", openai), ("deepseek", openai), ("together", openai), ("azure-openai", azure),
+    ("anthropic", anthropic),
 ]  # fmt: skip
 
 
@@ -266,4 +337,40 @@ def test_every_recorded_exchange_counts_exactly_through_its_wrapped_sdk(
         if found != ([(expected, "reported")] if expected else []):
             wrong.append((row["source"], expected, bench.records))
         assert not bench.sink.rows
+    assert wrong == []
+
+
+PROVIDERS = (
+    "anthropic", "azure-openai", "bedrock", "cohere", "deepseek", "gemini", "groq", "mistral", "ollama",
+    "openai", "together", "vertex", "voyage", "writer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_every_recorded_exchange_counts_exactly_through_the_transport(
+    name: str, library: str, bench: Bench, provider: ProviderStub
+) -> None:
+    rows = exchanges(name)
+    http = importlib.import_module(library)
+    wrong = []
+    with http.Client(transport=MeteringTransport(bench)) as client:  # type: ignore[arg-type]
+        for number, row in enumerate(rows):
+            provider.replies.clear()
+            provider.add(reply_to(row))
+            bench.sink.records.clear()
+            body = row["request"] or {}
+            method = "GET" if row["api"] == "assistants" and not row["stream"] else "POST"
+            if number % 2:
+                client.request(method, provider.origin + row["path"], json=body)
+            else:
+                with client.stream(method, provider.origin + row["path"], json=body) as response:
+                    for _ in response.iter_raw(61) if number % 4 else response.iter_lines():
+                        pass
+            bench.drain()
+            expected = (read_stream if row["stream"] else read_response)(row["response"]).usage
+            found = [(record.usage, record.provenance) for record in bench.records]
+            if found != ([(expected, "reported")] if expected else []):
+                wrong.append((row["source"], row["path"], expected, bench.records))
+            assert not bench.sink.rows
     assert wrong == []
