@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -23,7 +22,7 @@ Aside = Literal["unresolved", "held"]
 
 
 def events(
-    db: sqlite3.Connection,
+    db: rows.Db,
     lane: str,
     *,
     states: Sequence[State],
@@ -47,7 +46,7 @@ def events(
         yield frozen_at, seq, replace(rows.event_row_of(row, lane), written_off=bool(written_off))
 
 
-def history(db: sqlite3.Connection, lane: str, identifier: str) -> EventHistory | None:
+def history(db: rows.Db, lane: str, identifier: str) -> EventHistory | None:
     row = db.execute(
         f"SELECT {rows.EVENT}, state = 'DEAD' AND {WRITTEN_OFF}, frozen_at, replaces, (SELECT c.identifier "
         "FROM meter_event c WHERE c.replaces = e.identifier) FROM meter_event e WHERE identifier = ?",
@@ -69,7 +68,7 @@ def history(db: sqlite3.Connection, lane: str, identifier: str) -> EventHistory 
     )
 
 
-def _attempts(db: sqlite3.Connection, row: rows.Row) -> Iterator[AttemptRow]:
+def _attempts(db: rows.Db, row: rows.Row) -> Iterator[AttemptRow]:
     """Every attempt; one that is under way stands in the event's own row until it ends."""
     number = 0
     for found in db.execute(
@@ -82,7 +81,7 @@ def _attempts(db: sqlite3.Connection, row: rows.Row) -> Iterator[AttemptRow]:
 
 
 def set_aside(
-    db: sqlite3.Connection,
+    db: rows.Db,
     lane: str,
     which: Aside,
     *,

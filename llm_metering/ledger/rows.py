@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from math import isfinite
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ..protocols import Entry, EventRow, State
 from ..usage import LEAVES, Line, MeterEvent, Usage, UsageRecord
@@ -37,17 +37,34 @@ _decode = json.JSONDecoder().raw_decode
 _counts = attrgetter(*LEAVES)
 _LABELS = tuple(f'"{name}":' for name in LEAVES)
 _MAX_CACHED = 4096
-_SIZES = (64, 32, 16, 8, 4, 2, 1)  # 64 rows of 13 columns stay below the 999 parameters of older SQLites
+STEP = 64
+"""The most rows of one step: 64 of 13 columns stay below the 999 parameters of older SQLites."""
+_SIZES = (STEP, 32, 16, 8, 4, 2, 1)
+
+
+class Found(Protocol):
+    """Rows, as a database gives them."""
+
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Db(Protocol):
+    """A transaction of whichever database: what is spelled for both of them is written once, with `?` where
+    values go."""
+
+    def execute(self, query: str, values: Sequence[Any] = ..., /) -> Found: ...
 
 
 class LineKeys:
-    """The line keys of one file, by key and by number.
+    """The line keys of one ledger, by key and by number.
 
     Numbers that were given out in a transaction are only good once it is committed; `forget` what a
     rollback may have taken away.
     """
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Db) -> None:
         self._db = db
         self._numbers: dict[_Key, int] = {}
         self._keys: dict[int, LineKey] = {}
@@ -103,8 +120,7 @@ class LineKeys:
         row = (key.event_name, _encode(key.dimensions), key.customer_key, key.value_key, key.aggregation)
         self._db.execute(
             "INSERT INTO line_key (event_name, dimensions, customer_key, value_key, aggregation) "
-            "VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (event_name, dimensions, customer_key, value_key, aggregation) DO NOTHING",
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             row,
         )
         (number,) = self._db.execute(

@@ -5,7 +5,6 @@ are one transaction. Every method works inside a transaction of the lane's.
 # ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 
 from ..decisions import (
@@ -35,7 +34,7 @@ _KEPT_S = DAY_S
 class Rulings:
     """What people decided of the events and records of one file."""
 
-    def __init__(self, db: sqlite3.Connection, new_id: Callable[[], str]) -> None:
+    def __init__(self, db: rows.Db, new_id: Callable[[], str]) -> None:
         self._db = db
         self._new_id = new_id
 
@@ -118,7 +117,7 @@ class Rulings:
         )
 
 
-def answer(db: sqlite3.Connection, decision: Decision) -> list[Ruling] | None:
+def answer(db: rows.Db, decision: Decision) -> list[Ruling] | None:
     """What a decision did, None if it was not carried out yet."""
     row = db.execute("SELECT value FROM meta WHERE name = ?", (_name(decision),)).fetchone()
     return None if row is None else rulings_from_json(row[0])

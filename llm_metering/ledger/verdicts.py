@@ -6,7 +6,6 @@ lane's.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 
 from ..protocols import EventRow, Transition
@@ -14,9 +13,7 @@ from . import rows
 from .states import Standing, Step
 
 
-def unsettled(
-    db: sqlite3.Connection, lane: str, *, before: float, since: float, limit: int
-) -> list[EventRow]:
+def unsettled(db: rows.Db, lane: str, *, before: float, since: float, limit: int) -> list[EventRow]:
     """Events ACCEPTED or IN_DOUBT, the oldest first."""
     found = db.execute(
         f"SELECT {rows.EVENT} FROM meter_event WHERE state IN ('ACCEPTED', 'IN_DOUBT') "  # noqa: S608
@@ -28,7 +25,7 @@ def unsettled(
 
 
 def move(
-    db: sqlite3.Connection, identifiers: Sequence[str], step_of: Callable[[Standing], Step | None]
+    db: rows.Db, identifiers: Sequence[str], step_of: Callable[[Standing], Step | None]
 ) -> list[Transition]:
     """Let each event go where `step_of` says; those that it leaves, or that are not here, are left out."""
     moved = []

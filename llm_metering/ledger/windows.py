@@ -61,7 +61,7 @@ class Windows:
 
 
 def events_within(
-    db: sqlite3.Connection,
+    db: rows.Db,
     lane: str,
     customer: str,
     event_name: str,

@@ -52,6 +52,11 @@ class Bench:
     reopened: Callable[[], Any]
     ledger: Any
     path: Path
+    query: Callable[[str], list[Any]] = field(default=lambda _: [])
+
+    def rows(self, query: str) -> list[Any]:
+        """What a ledger on disk holds."""
+        return self.query(query) if self.kind == "postgres" else rows(self.path, query)
 
     def crash(self, *, now: float = T0) -> Any:
         self.ledger = self.reopened()
@@ -63,7 +68,29 @@ class Bench:
         return row
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A PostgreSQL of our own."""
+    from tests.ledger.postgres.cluster import Cluster, binaries
+
+    if (found := binaries()) is None:
+        told = "needs PostgreSQL: make system"
+        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
+    cluster = Cluster(found)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def place(cluster: Any) -> Any:
+    """A schema of one's own in it, with the tables of a ledger."""
+    return cluster.new_place()
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     numbers = itertools.count(1)
 
@@ -84,9 +111,22 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         made.append(SqliteLedger(tmp_path / "ledger", new_id=new_id, random=lambda: 0.5, adopt_after_s=0))
         return made[-1]
 
-    reopened = memory if request.param == "memory" else sqlite
+    def postgres() -> Any:
+        from llm_metering.ledger.postgres import PostgresLedger
+
+        if made:
+            made[-1].close()
+        made.append(
+            PostgresLedger(place.url, schema=place.schema, new_id=new_id, random=lambda: 0.5, clock="caller")
+        )
+        return made[-1]
+
+    place = request.getfixturevalue("place") if request.param == "postgres" else None
+    reopened = {"memory": memory, "sqlite": sqlite, "postgres": postgres}[request.param]
     bench = Bench(request.param, reopened, reopened(), tmp_path / "ledger")
     bench.ledger.open(now=T0)
+    if place is not None:
+        bench.query = place.rows
     yield bench
     made[-1].close()
 

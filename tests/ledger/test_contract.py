@@ -149,9 +149,7 @@ def test_what_a_dead_process_noted_keeps_its_provenance(bench, provenance):
     if bench.kind == "memory":
         assert only(ledger.records).provenance == provenance
     else:
-        from tests.ledger.conftest import rows
-
-        assert rows(bench.path, "SELECT provenance FROM usage") == [(provenance,)]
+        assert bench.rows("SELECT provenance FROM usage") == [(provenance,)]
 
 
 def test_only_the_latest_progress_of_a_stream_counts(bench):

@@ -76,8 +76,8 @@ def test_events_of_a_span_come_newest_first_with_the_time_of_their_attempt(ledge
 
 
 def test_all_lanes_of_a_folder_are_added_up(bench):
-    if bench.kind == "memory":
-        pytest.skip("there is one lane in memory")
+    if bench.kind != "sqlite":
+        pytest.skip(f"there is one lane in {bench.kind}")
     from llm_metering.ledger import SqliteLedger
 
     other = SqliteLedger(bench.path)

@@ -1,0 +1,224 @@
+"""The books of a PostgreSQL ledger for readers: each answer is of one moment, and no writer waits for it."""
+
+# ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ...decisions import Pause
+from ...protocols import (
+    Balance,
+    EventHistory,
+    EventRow,
+    EventSum,
+    LedgerStatus,
+    Pulse,
+    RecordRow,
+    State,
+    UsageSum,
+)
+from .. import histories, rows, windows
+from ..books import Tally, UsageRow
+from ..rulings import WRITTEN_OFF
+from . import migrating
+from .connecting import SCHEMA, Db, Link
+from .sending import LANE
+
+T = TypeVar("T")
+
+PAUSE = "pause"
+"""The name of the small fact that holds a person's pause."""
+_BILLABLE = '"freeze" IS NULL AND held IS NULL AND customer IS NOT NULL'
+_SET_ASIDE = '"freeze" IS NULL AND (held IS NOT NULL OR customer IS NULL)'
+_WAITS = "next_attempt_at IS NOT NULL OR state = 'SENDING'"
+_COUNTS = f"""
+    SELECT (SELECT count(*) FROM usage),
+        (SELECT count(*) FROM usage WHERE {_BILLABLE}) + (SELECT count(*) FROM usage WHERE {_SET_ASIDE}),
+        (SELECT count(*) FROM usage WHERE {_SET_ASIDE} AND customer IS NULL),
+        (SELECT count(*) FROM usage WHERE {_SET_ASIDE} AND held IS NOT NULL),
+        (SELECT count(*) FROM progress),
+        (SELECT count(*) FROM meter_event WHERE state = 'DEAD' AND {WRITTEN_OFF})
+"""
+_OLDEST = f"""
+    SELECT least((SELECT min(used_at) FROM usage WHERE {_BILLABLE}),
+        (SELECT min(timestamp) FROM meter_event WHERE {_WAITS}))
+"""
+# What is added and what is taken away apart, so that a customer whose sum is zero is not left out.
+_SUMS = """
+    SELECT customer, model, "freeze" IS NULL, (line ->> 0)::bigint,
+        sum(amount) FILTER (WHERE amount > 0), sum(amount) FILTER (WHERE amount < 0)
+    FROM usage CROSS JOIN LATERAL json_array_elements(lines::json) AS l (line)
+        CROSS JOIN LATERAL (SELECT (line ->> 1)::numeric AS amount) v
+    WHERE amount <> 0 GROUP BY 1, 2, 3, 4
+"""
+_READINGS = 'SELECT customer, model, used_at, "freeze", lines FROM usage ORDER BY seq'
+_EVENT_SUMS = """
+    SELECT customer, line_key, state, sum(value) FROM meter_event GROUP BY customer, line_key, state
+"""
+_WINDOWS = """
+    SELECT customer, event_name, timestamp - timestamp %% %(window_s)s, state, sum(value)
+    FROM meter_event
+    WHERE timestamp >= %(since)s AND timestamp < %(until)s
+        AND (%(customer)s::text IS NULL OR customer = %(customer)s)
+    GROUP BY 1, 2, 3, 4
+"""
+
+
+class PostgresBooks:
+    """Reads a ledger, whoever is writing to it. Any thread may use it.
+
+    Args:
+        url: Such as "postgresql://metering@db/billing", or a link that is there already.
+    """
+
+    def __init__(self, url: str | Link, *, schema: str = SCHEMA) -> None:
+        self._link = url if isinstance(url, Link) else Link(url, schema=schema, keep=False)
+        self._known = False
+
+    @property
+    def place(self) -> str:
+        """Where the ledger is, without the password."""
+        return self._link.place
+
+    def balances(self) -> list[Balance]:
+        return self._read(lambda db: _tally(db, events=True)).balances()
+
+    def usage_sums(self) -> list[UsageSum]:
+        return self._read(lambda db: _tally(db, events=False)).usage_sums()
+
+    def pulse(self) -> Pulse:
+        return self._read(lambda db: Pulse(_oldest(db), paused(db)))
+
+    def status(self, *, now: float) -> LedgerStatus:
+        return self._read(_status)
+
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
+        def read(db: Db) -> list[EventRow]:
+            found = histories.events(db, LANE, states=states, limit=limit, customer=customer, since=since)
+            return [row for _, _, row in found]
+
+        return self._read(read)
+
+    def history(self, identifier: str) -> EventHistory | None:
+        return self._read(lambda db: histories.history(db, LANE, identifier))
+
+    def set_aside(
+        self,
+        which: histories.Aside,
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        return self._read(
+            lambda db: list(histories.set_aside(db, LANE, which, limit=limit, customer=customer, since=since))
+        )
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        def read(db: Db) -> list[EventSum]:
+            sums: dict[tuple[str, str, int], dict[State, Any]] = {}
+            for who, event_name, start, state, value in db.run(
+                _WINDOWS, since=since, until=until, window_s=window_s, customer=customer
+            ):
+                sums.setdefault((who, event_name, start), {})[state] = value
+            return [EventSum(*name, values) for name, values in sorted(sums.items())]
+
+        return self._read(read)
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        found = self._read(
+            lambda db: windows.events_within(
+                db, LANE, customer, event_name, since=since, until=until, limit=limit
+            )
+        )
+        return sorted(found, key=lambda row: row.event.timestamp, reverse=True)
+
+    def meta(self, name: str) -> str | None:
+        return self._read(lambda db: meta(db, name))
+
+    def pause(self) -> Pause | None:
+        """A person's pause."""
+        return self._read(pause_of)
+
+    def _read(self, read: Callable[[Db], T]) -> T:
+        def body(db: Db) -> T:
+            if not self._known:
+                migrating.check(db, self._link)
+            return read(db)
+
+        found = self._link.run(body, isolation="REPEATABLE READ", read_only=True)
+        self._known = True
+        return found
+
+
+def meta(db: Db, name: str) -> str | None:
+    row = db.run("SELECT value FROM meta WHERE name = %(name)s", name=name).fetchone()
+    return None if row is None else str(row[0])
+
+
+def pause_of(db: Db) -> Pause | None:
+    text = meta(db, PAUSE)
+    return None if text is None else Pause(**json.loads(text))
+
+
+def paused(db: Db) -> str | None:
+    """Why nothing is sent."""
+    pause = pause_of(db)
+    return meta(db, "paused") if pause is None else f"by {pause.who}: {pause.why}"
+
+
+def _oldest(db: Db) -> float | None:
+    oldest: float | None = db.one(_OLDEST)[0]
+    return oldest
+
+
+def _status(db: Db) -> LedgerStatus:
+    records, unfrozen, unresolved, held, streams, written_off = db.one(_COUNTS)
+    counted = db.run("SELECT state, count(*) FROM meter_event GROUP BY state")
+    return LedgerStatus(
+        usage_records=records,
+        unfrozen_records=unfrozen,
+        unresolved_records=unresolved,
+        held_records=held,
+        streams_under_way=streams,
+        events=dict(counted.fetchall()),
+        oldest_pending_at=_oldest(db),
+        conserved=all(balance.conserved for balance in _tally(db, events=True).balances()),
+        account=meta(db, "account"),
+        lanes=1,
+        paused=paused(db),
+        paused_by=pause_of(db),
+        written_off=written_off,
+    )
+
+
+def _tally(db: Db, *, events: bool) -> Tally:
+    tally = Tally()
+    keys = rows.LineKeys(db)
+    (readings,) = db.one("SELECT EXISTS (SELECT 1 FROM line_key WHERE aggregation = 'last')")
+    if readings:  # each record counts by its time and freeze
+        for customer, model, used_at, freeze, text in db.run(_READINGS):
+            lines = rows.lines_of(json.loads(text), keys)
+            tally.usage(UsageRow(customer, model, used_at, freeze, lines))
+    else:
+        for customer, model, unfrozen, number, added, taken in db.run(_SUMS):
+            key = keys.key(number)
+            parts = [(key, value) for value in (added, taken) if value is not None]
+            tally.usage(UsageRow(customer, model, 0.0, None if unfrozen else 1, parts))
+    for customer, number, state, value in db.run(_EVENT_SUMS) if events else ():
+        key = keys.key(number)
+        tally.event(customer, key.event_name, key.dimensions, state, value)
+    return tally

@@ -1,0 +1,103 @@
+"""Usage becomes meter events, in one transaction for all closed buckets of the partitions that are held."""
+
+# ruff: noqa: S608  (nothing but names of our own columns is put into SQL; values are bound)
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from .. import rows
+from ..freezing import Draft, bucket_of, drafts, meter_event
+from ..lines import plain
+from .connecting import Db
+from .storable import storable
+
+_BILLABLE = (
+    '"freeze" IS NULL AND held IS NULL AND customer IS NOT NULL AND partition = ANY(%(mine)s::smallint[])'
+)
+# One row a customer, not one a record. What is committed meanwhile is not in it, and is left to the next.
+_TAKEN = f"""
+    WITH taken AS (
+        UPDATE usage SET "freeze" = %(freeze)s
+        WHERE {_BILLABLE} AND used_at >= %(start)s AND used_at < %(end)s
+        RETURNING customer, used_at, seq, lines
+    )
+    SELECT customer, count(*), string_agg(
+        '[' || trunc(used_at * 1000000)::bigint || ',' || seq || ',' || lines || ']', ',')
+    FROM taken GROUP BY customer ORDER BY customer
+"""
+_NEW_EVENTS = """
+    INSERT INTO meter_event (identifier, "freeze", line_key, customer, event_name, value, timestamp, payload,
+        frozen_at, next_attempt_at, state)
+    SELECT identifier, %(freeze)s, line_key, customer, event_name, value, timestamp, payload,
+        %(now)s, %(now)s, 'PENDING'
+    FROM unnest(%(identifier)s::text[], %(line_key)s::bigint[], %(customer)s::text[], %(event_name)s::text[],
+        %(value)s::numeric[], %(timestamp)s::bigint[], %(payload)s::text[]) WITH ORDINALITY
+        AS v (identifier, line_key, customer, event_name, value, timestamp, payload, place)
+    ORDER BY place
+"""
+
+
+class Freezer:
+    """Freezes usage. Its method works inside a transaction."""
+
+    def __init__(self, db: Db, keys: rows.LineKeys, new_id: Callable[[], str]) -> None:
+        self._db = db
+        self._keys = keys
+        self._new_id = new_id
+
+    def freeze(self, mine: Sequence[int], *, now: float, bucket_s: int, everything: bool) -> int:
+        made = 0
+        after = float("-inf")
+        while (first := self._first(mine, after)) is not None:
+            start, end = bucket_of(first, bucket_s)
+            if now >= end or everything:
+                made += self._freeze_bucket(mine, start, end, now)
+            elif start > now:
+                break
+            after = end
+        return made
+
+    def _first(self, mine: Sequence[int], after: float) -> float | None:
+        query = f"SELECT min(used_at) FROM usage WHERE {_BILLABLE} AND used_at >= %(after)s"
+        first: float | None = self._db.one(query, mine=list(mine), after=after)[0]
+        return first
+
+    def _freeze_bucket(self, mine: Sequence[int], start: int, end: int, now: float) -> int:
+        (freeze,) = self._db.one(
+            'INSERT INTO "freeze" (bucket, bucket_s, records, frozen_at) '
+            "VALUES (%(start)s, %(length)s, 0, %(now)s) RETURNING id",
+            start=start,
+            length=end - start,
+            now=now,
+        )
+        taken = self._db.run(_TAKEN, freeze=freeze, mine=list(mine), start=start, end=end).fetchall()
+        made = drafts(chain.from_iterable(self._unpack(customer, text) for customer, _, text in taken))
+        self._insert(made, freeze, now)
+        self._db.run(
+            'UPDATE "freeze" SET records = %(records)s WHERE id = %(freeze)s',
+            records=sum(count for _, count, _ in taken),
+            freeze=freeze,
+        )
+        return len(made)
+
+    def _unpack(self, customer: str, text: str) -> Iterator[tuple[str, float, rows.Lines]]:
+        for used_us, _, pairs in sorted(json.loads(f"[{text}]")):
+            yield customer, used_us / 1e6, rows.lines_of(pairs, self._keys)
+
+    def _insert(self, made: Sequence[Draft], freeze: int, now: float) -> None:
+        if not made:
+            return
+        events = [meter_event(draft, self._new_id(), now=now) for draft in made]
+        columns: dict[str, list[Any]] = {
+            "identifier": [e.identifier for e in events],
+            "line_key": [self._keys.number(draft.key) for draft in made],
+            "customer": [e.customer for e in events],
+            "event_name": [storable(e.event_name) for e in events],
+            "value": [plain(e.value) for e in events],
+            "timestamp": [e.timestamp for e in events],
+            "payload": [rows.payload_json(e) for e in events],
+        }
+        self._db.run(_NEW_EVENTS, freeze=freeze, now=now, **columns)

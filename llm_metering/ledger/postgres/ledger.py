@@ -1,0 +1,484 @@
+"""The ledger of a fleet, in PostgreSQL: what any service records, any worker freezes and delivers.
+
+One clock counts for all of it, the server's; clocks of services and workers only say when something was used.
+"""
+
+from __future__ import annotations
+
+import os
+import random as dice
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
+
+from ..._failpoints import failpoint
+from ...decisions import SENDING, Decision, Pause, Ruling, What, new_decision_id
+from ...errors import AccountMismatch, LedgerError
+from ...protocols import (
+    Alarm,
+    Balance,
+    Claim,
+    Entry,
+    EventHistory,
+    EventRow,
+    EventSum,
+    LedgerStatus,
+    Outcome,
+    Progress,
+    Pulse,
+    RecordRow,
+    State,
+    Transition,
+    UsageSum,
+)
+from .. import states, verdicts
+from ..histories import Aside
+from ..rulings import Rulings
+from ..sqlite import new_identifier
+from . import clocks, desk, intake, migrating, sending, server, workers
+from .books import PostgresBooks, meta, pause_of
+from .connecting import SCHEMA, Db, Isolation, Link
+from .freezing import Freezer
+
+T = TypeVar("T")
+
+RECHECK_S = 3600.0
+"""How often the server's settings are looked at again."""
+_NEVER_SENT = Outcome("not_sent", message="claimed, but the connection was lost before anybody was told")
+
+
+class PostgresLedger:
+    """A durable ledger that services and workers share. Nothing is opened before `open`.
+
+    Example:
+        ledger = PostgresLedger("postgresql://metering@db/billing")
+        ledger.open(now=time.time())
+
+    Args:
+        url: As libpq takes it; its schema is made by `llm-metering ledger migrate`.
+        schema: Where the tables are.
+        new_id: Makes identifiers of meter events; at most 100 characters.
+        random: A number from 0 to 1, for the jitter of retries.
+        lease_s: How long a claim may stay unanswered before it counts as a crash.
+        clock: "server" goes by the server's clock, one for the whole fleet; "caller" by what each call is
+            told, for tests on a virtual clock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str = SCHEMA,
+        new_id: Callable[[], str] = new_identifier,
+        random: Callable[[], float] = dice.random,
+        lease_s: float = states.LEASE_S,
+        clock: Literal["server", "caller"] = "server",
+    ) -> None:
+        self._link = Link(url, schema=schema)
+        self._reader = Link(url, schema=schema, keep=False)
+        self._books = PostgresBooks(self._reader)
+        self._random = random
+        self._lease_s = lease_s
+        self._by_server = clock == "server"
+        db = self._link.db
+        self._rulings = Rulings(db, new_id)
+        self._is_open = False
+        self._new_id = new_id
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Be another worker: what was under way is somebody else's, if this is a forked child."""
+        self._pid = os.getpid()
+        self._worker = new_identifier()
+        self._post = workers.Post(self._worker)
+        self._intake = intake.Intake(self._link.db, self._worker)
+        self._freezer = Freezer(self._link.db, self._intake.keys, self._new_id)
+        self._turn = sending.Turn()
+        self._alarms: list[Alarm] = []
+        self._recovered: list[Transition] = []
+        self._lost: list[Claim] = []
+        self._late = 0
+        self._noted_at: float | None = None
+        self._checked_at = 0.0
+        self._ahead_s = 0.0
+
+    # ---- opening and closing
+
+    def open(self, *, now: float) -> None:
+        if self._is_open:
+            return
+        doubtful = self._link.run(self._check)
+        self._is_open, self._reader.keep = True, True
+        try:
+            self._recovered += self._do(self._arrive, now)
+        except BaseException:
+            self._is_open, self._reader.keep = False, False
+            raise
+        self._warn(doubtful)
+
+    def close(self) -> None:
+        """Let go of everything, so that others need not wait until our leases run out."""
+        if not self._is_open:
+            return
+        try:
+            self._do(lambda db, _: self._post.leave(db), None)
+        except LedgerError:
+            pass  # the server is gone; leases run out by themselves
+        finally:
+            self._is_open, self._reader.keep = False, False
+            self._post.forget()
+            self._link.close()
+            self._reader.close()
+
+    def bind(self, account: str) -> None:
+        def body(db: Db, _: float) -> str | None:
+            db.run(
+                "INSERT INTO meta (name, value) VALUES ('account', %(account)s) ON CONFLICT DO NOTHING",
+                account=account,
+            )
+            return meta(db, "account")
+
+        if (bound := self._do(body, None)) != account:
+            raise AccountMismatch(bound_to=str(bound), key_of=account)
+
+    def account(self) -> str | None:
+        return self.meta("account")
+
+    # ---- usage and events
+
+    def commit(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], *, drops: Sequence[str] = (), now: float
+    ) -> int:
+        def body(db: Db, at: float) -> int:
+            self._post.touch(db, at)
+            new = self._intake.commit(entries, progress, drops, at)
+            failpoint("before_commit")
+            return new
+
+        new = self._do(body, now)
+        failpoint("after_commit")
+        return new
+
+    def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
+        def body(db: Db, at: float) -> tuple[int, list[Transition]]:
+            mine, changed = self._post.hold(db, at)
+            made = self._freezer.freeze(mine, now=at, bucket_s=bucket_s, everything=everything)
+            failpoint("in_freeze")
+            return made, changed
+
+        made, changed = self._do(body, now)
+        self._recovered += changed
+        failpoint("after_freeze")
+        return made
+
+    def claim(self, *, now: float, limit: int, ambiguous_only: bool = False) -> list[Claim]:
+        return self._finish_and_claim((), now, limit, ambiguous_only)[1]
+
+    def finish(self, claim: Claim, outcome: Outcome, *, now: float) -> Transition | None:
+        return self.finish_many([(claim, outcome)], now=now)[0]
+
+    def finish_many(self, results: Sequence[tuple[Claim, Outcome]], *, now: float) -> list[Transition | None]:
+        failpoint("before_finish")
+        told = self._do(lambda db, at: sending.finish(db, results, at, self._random), now)
+        failpoint("after_finish")
+        return told
+
+    def finish_and_claim(
+        self,
+        results: Sequence[tuple[Claim, Outcome]],
+        *,
+        now: float,
+        limit: int,
+        ambiguous_only: bool = False,
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        failpoint("before_finish")
+        both = self._finish_and_claim(results, now, limit, ambiguous_only)
+        failpoint("after_finish")
+        return both
+
+    def maintain(self, *, now: float) -> list[Transition]:
+        self._tell_time(now)
+
+        def body(db: Db, at: float) -> tuple[list[Transition], float]:
+            mine, changed = self._post.hold(db, at, balance=True)
+            intake.recover(db, at)
+            self._check_lateness(*sending.waiting_since(db, mine), at)
+            return [*changed, *sending.pass_time(db, mine, at)], at
+
+        changed, at = self._do(body, now)
+        self._recheck(at)
+        changed, self._recovered = [*self._recovered, *changed], []
+        return changed
+
+    def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
+        """The store is shared: there is nothing to hand over. It says that this process is at work."""
+        self._tell_time(now)
+
+        def body(db: Db, at: float) -> None:
+            self._post.touch(db, at)
+            intake.recover(db, at)
+
+        self._do(body, now)
+        return False
+
+    def due_at(self) -> float | None:
+        at = self._do(lambda db, _: sending.due_at(db, self._post.partitions), None)
+        return None if at is None else at + self._ahead_s
+
+    # ---- what Stripe shows of what it accepted
+
+    def unsettled(self, *, before: float, since: float = 0.0, limit: int = 10_000) -> list[EventRow]:
+        return self._do(
+            lambda db, _: sending.unsettled(
+                db, self._post.partitions, before=before - self._ahead_s, since=since, limit=limit
+            ),
+            None,
+        )
+
+    def settle(self, identifiers: Sequence[str], *, now: float) -> list[Transition]:
+        return self._judge(lambda db, _: verdicts.move(db, identifiers, states.summed_up), now)
+
+    def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
+        moved = self._judge(
+            lambda db, _: verdicts.move(db, [identifier], partial(states.refuted, why=why)), now
+        )
+        return moved[0] if moved else None
+
+    def pause_meter(self, event_name: str, *, why: str | None) -> None:
+        self._judge(lambda db, _: desk.pause_meter(db, event_name, why), None)
+
+    def paused_meters(self) -> dict[str, str]:
+        return self._do(lambda db, _: desk.paused_meters(db), None)
+
+    # ---- a person's decisions
+
+    def assign(
+        self, customer: str, *, ids: Sequence[str] | None = None, who: str, why: str, now: float
+    ) -> int:
+        return self._judge(
+            lambda db, at: desk.change(db, "assign", customer, ids, who=who, why=why, now=at), now
+        )
+
+    def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        return self._judge(lambda db, at: desk.change(db, "hold", why, ids, who=who, why=why, now=at), now)
+
+    def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
+        return self._judge(
+            lambda db, at: desk.change(db, "release", None, ids, who=who, why=why, now=at), now
+        )
+
+    def replay(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("replay", identifiers, who, why, now)
+
+    def write_off(self, identifiers: Sequence[str], *, who: str, why: str, now: float) -> list[Ruling]:
+        return self._decide("write_off", identifiers, who, why, now)
+
+    def resolve(self, identifier: str, arrived: bool, *, who: str, why: str, now: float) -> Ruling:
+        return self._decide("arrived" if arrived else "not_arrived", [identifier], who, why, now)[0]
+
+    def pause(self, *, who: str, why: str, now: float) -> None:
+        self._decide("pause", [SENDING], who, why, now)
+
+    def resume(self, *, who: str, why: str, now: float) -> bool:
+        return self.paused_by() is not None and bool(self._decide("resume", [SENDING], who, why, now))
+
+    def paused_by(self) -> Pause | None:
+        return self._do(lambda db, _: pause_of(db), None)
+
+    # ---- reading
+
+    def balances(self) -> list[Balance]:
+        return self._books.balances()
+
+    def pulse(self) -> Pulse:
+        return self._books.pulse()
+
+    def status(self, *, now: float) -> LedgerStatus:
+        return self._books.status(now=now)
+
+    def usage_sums(self) -> list[UsageSum]:
+        return self._books.usage_sums()
+
+    def events(
+        self,
+        *,
+        states: Sequence[State] = (),
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[EventRow]:
+        return self._books.events(states=states, limit=limit, customer=customer, since=since)
+
+    def history(self, identifier: str) -> EventHistory | None:
+        return self._books.history(identifier)
+
+    def set_aside(
+        self,
+        which: Aside,
+        *,
+        limit: int = 100,
+        customer: str | None = None,
+        since: float | None = None,
+    ) -> list[RecordRow]:
+        return self._books.set_aside(which, limit=limit, customer=customer, since=since)
+
+    def event_sums(
+        self, *, since: float, until: float, window_s: int = 3600, customer: str | None = None
+    ) -> list[EventSum]:
+        return self._books.event_sums(since=since, until=until, window_s=window_s, customer=customer)
+
+    def events_within(
+        self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
+    ) -> list[EventRow]:
+        return self._books.events_within(customer, event_name, since=since, until=until, limit=limit)
+
+    def meta(self, name: str) -> str | None:
+        return self._do(lambda db, _: meta(db, name), None)
+
+    def set_meta(self, name: str, value: str | None) -> None:
+        self._do(lambda db, _: desk.set_meta(db, name, value), None)
+
+    def take_alarms(self) -> list[Alarm]:
+        taken, self._alarms = self._alarms, []
+        return taken
+
+    def view(self) -> PostgresBooks:
+        return self._books
+
+    # ---- underneath
+
+    def _do(
+        self,
+        body: Callable[[Db, float], T],
+        now: float | None,
+        *,
+        isolation: Isolation = "READ COMMITTED",
+        first: str = "",
+    ) -> T:
+        """Run `body` with the ledger's time in one transaction."""
+        if not self._is_open:
+            raise LedgerError(f"the ledger at {self._link.place} is not open")
+        if self._pid != os.getpid():
+            self._begin_anew()
+
+        def run(db: Db) -> T:
+            try:
+                return body(db, self._at(db, now))
+            except BaseException:
+                self._intake.forget()
+                raise
+
+        try:
+            return self._link.run(run, isolation=isolation, first=first)
+        except BaseException:
+            self._intake.forget()
+            self._post.forget()
+            raise
+
+    def _judge(self, body: Callable[[Db, float], T], now: float | None) -> T:
+        """As `_do`, for what reads first and writes then: who comes second sees what the first has done."""
+        return self._do(body, now, isolation="REPEATABLE READ")
+
+    def _at(self, db: Db, now: float | None) -> float:
+        if not self._by_server:
+            return 0.0 if now is None else now
+        if now:
+            self._ahead_s = now - db.began_at
+        return db.began_at
+
+    def _check(self, db: Db) -> list[str]:
+        migrating.check(db, self._link)
+        self._checked_at = db.began_at if self._by_server else self._checked_at
+        return server.check(db, self._link)
+
+    def _arrive(self, db: Db, at: float) -> list[Transition]:
+        self._post.touch(db, at)
+        self._note_time(db, at)
+        intake.recover(db, at)
+        return workers.crash_orphans(db, at)
+
+    def _finish_and_claim(
+        self, results: Sequence[tuple[Claim, Outcome]], now: float, limit: int, ambiguous_only: bool
+    ) -> tuple[list[Transition | None], list[Claim]]:
+        self._tell_time(now)
+        claims: list[Claim] = []
+
+        def body(db: Db, at: float) -> tuple[list[Transition | None], list[Transition]]:
+            claims.clear()
+            sending.finish(db, [(claim, _NEVER_SENT) for claim in self._lost], at, self._random)
+            told = sending.finish(db, results, at, self._random)
+            mine, changed = self._post.hold(db, at)
+            self._turn.without = frozenset(desk.paused_meters(db))
+            claims.extend(
+                sending.begin(
+                    db,
+                    self._turn,
+                    mine,
+                    now=at,
+                    limit=limit,
+                    ambiguous_only=ambiguous_only,
+                    lease_s=self._lease_s,
+                )
+            )
+            return told, changed
+
+        try:
+            told, changed = self._do(body, now, first=sending.BY_INDEX)
+        except BaseException:
+            self._lost += claims  # perhaps they are on record, and nobody will send them
+            raise
+        self._lost.clear()
+        self._recovered += changed
+        failpoint("after_claim")
+        return told, claims
+
+    def _decide(self, what: What, subjects: Sequence[str], who: str, why: str, now: float) -> list[Ruling]:
+        if not subjects:
+            return []
+        id_ = new_decision_id()
+
+        def body(db: Db, at: float) -> list[Ruling]:
+            pausing = what in ("pause", "resume")
+            before = None if not pausing else "paused" if pause_of(db) else "sending"
+            decision = Decision(what, tuple(dict.fromkeys(subjects)), who, why, at, id_, before=before)
+            if pausing:
+                desk.set_pause(db, Pause(who, why, at) if what == "pause" else None)
+            return self._rulings.carry_out(decision, now=at)
+
+        return self._judge(body, now)
+
+    def _tell_time(self, now: float) -> None:
+        """Note the time now and then; where the clock went back, move along what was measured on it."""
+        known = self._noted_at
+        at = now - self._ahead_s if self._by_server else now
+        if known is None or abs(known - at) > states.CLOCK_GRAIN_S:
+            self._do(self._note_time, now)
+
+    def _note_time(self, db: Db, at: float) -> None:
+        if back := clocks.tell_time(db, Db.clock if self._by_server else lambda _: at):
+            self._post.forget()
+            self._alarm(
+                "ledger.clock_went_back",
+                f"the clock went back by {back:.0f} s; doubts keep their age, and no event gets a time in "
+                "the future",
+                by_s=back,
+            )
+        self._noted_at = at
+
+    def _check_lateness(self, since: float | None, use: float | None, at: float) -> None:
+        late = states.lateness(waiting_since=since, oldest_use=use, now=at)
+        for _, name in states.LATE[self._late : late]:
+            self._alarm(name, "usage waits to be accepted by Stripe", waiting_since=since, oldest_use=use)
+        self._late = late
+
+    def _recheck(self, at: float) -> None:
+        if not 0 <= at - self._checked_at < RECHECK_S:
+            self._warn(self._do(lambda db, _: server.recheck(db), None))
+            self._checked_at = at
+
+    def _warn(self, sentences: Sequence[str]) -> None:
+        for said in sentences:
+            self._alarm("ledger.server_settings", f"the server at {self._link.place}: {said}")
+
+    def _alarm(self, name: str, message: str, **data: object) -> None:
+        self._alarms.append(Alarm(name, message, data))
