@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, field, fields, replace
 
 import pytest
-from llm_metering._values import dataclass
+from llm_metering._values import dataclass, maker
 from llm_metering.usage import Line, Reading, Usage, UsageRecord
 
 
@@ -138,3 +138,16 @@ def test_what_is_not_frozen_or_inherits_is_refused():
         dataclass(frozen=False, slots=True)
     with pytest.raises(TypeError, match="inherits"):
         dataclass(frozen=True, slots=True)(type("Child", (Ours,), {"__annotations__": {"n": int}}))
+
+
+def test_a_maker_makes_what_the_class_makes():
+    make = maker(Usage)
+    assert make(1, None, 3) == Usage(1, None, 3)
+    assert type(make(1)) is Usage
+    assert hash(make(output=2)) == hash(Usage(output=2))
+    with pytest.raises(FrozenInstanceError):
+        make(1).input = 2  # type: ignore[misc]
+    assert maker(Ours)("a").more == {}
+    assert maker(Ours)("a").more is not maker(Ours)("a").more
+    with pytest.raises(TypeError):
+        make(1, nothing=2)  # type: ignore[call-arg]

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..providers import WireTally
-from ..providers.wire import STREAMED
+from ..providers.wire import STREAMED, read_known
 from ..providers.wire_frames import FRAMED
-from ..providers.wire import read_known
 from ..usage import Reading, Usage
 from .bodies import Inflater, KeptBody
 from .streams import StreamTap
@@ -208,7 +207,7 @@ class AppAnswer:
             self._look_after(self._recorder.settings.progress_every_s)
 
     def _record(self, reading: Reading) -> None:
-        if reading.usage or reading.problem or reading.provider:
+        if reading.provider or reading.usage or reading.problem:
             self._recorder.record(
                 reading, surface="middleware", request=self._request.bytes(), scope=self._scope
             )

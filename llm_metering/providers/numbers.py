@@ -7,12 +7,13 @@ Each number names a slot (what it is, once, however it is spelled) and what it d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
-from .._values import dataclass
+from .._values import dataclass, maker
 from ..fields import fields, get, items
 from ..usage import LEAVES, MAX_TOKENS, Usage
 
@@ -118,7 +119,7 @@ it is read, None where only `_as_found` can tell."""
 _MOST_PLANS = 256
 _MOST_CHARS = 2000
 _INDEX = {leaf: index for index, leaf in enumerate(LEAVES)}
-_INPUT, _OUTPUT, _REASONING = (_INDEX[leaf] for leaf in ("input", "output", "reasoning"))
+_OF_THE_TOTAL = _, _OUTPUT, _REASONING = tuple(_INDEX[leaf] for leaf in ("input", "output", "reasoning"))
 
 
 def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
@@ -130,7 +131,10 @@ def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
     if parts is None:
         return None
     counts = [objects[part.place][part.name] for part in parts]
-    return taken_apart(counts, parts, None if dialect.total is None else reported.get(dialect.total))
+    for count in counts:
+        if type(count) is not int or not 0 <= count <= MAX_TOKENS:
+            return None
+    return arithmetic(parts)(counts, None if dialect.total is None else reported.get(dialect.total))
 
 
 def parts_of(reported: Any, dialect: Dialect) -> tuple[list[tuple[str, ...]], tuple[Part, ...]] | None:
@@ -144,35 +148,43 @@ def parts_of(reported: Any, dialect: Dialect) -> tuple[list[tuple[str, ...]], tu
     return [(p.name,) if p.place == 0 else (nested[p.place - 1], p.name) for p in parts], parts
 
 
-def taken_apart(counts: list[Any], parts: tuple[Part, ...], total: Any) -> Usage | None:
-    """The leaves of these numbers, one for each part; None where one is no plain count, or too much is
-    taken from another."""
-    leaves: list[int | None] = [None] * len(LEAVES)
-    moved = []
-    for count, part in zip(counts, parts):  # noqa: B905  (they are of one length, and strict costs)
-        if type(count) is not int or not 0 <= count <= MAX_TOKENS:
-            return None
-        _, _, leaf, moves = part
-        leaves[leaf] = count + (leaves[leaf] or 0)
-        if moves and count:
-            moved.append((count, moves))
-    apart = leaves[_REASONING] and total is not None and _is_apart(leaves, total)
-    for count, moves in moved:
-        for leaf, sign in moves:
-            if (whole := leaves[leaf]) is not None:
-                leaves[leaf] = whole + sign * count
-    if apart and (whole := leaves[_OUTPUT]) is not None:
-        leaves[_OUTPUT] = whole + (leaves[_REASONING] or 0)
-    for sum_ in leaves:
-        if sum_ is not None and not 0 <= sum_ <= MAX_TOKENS:
-            return None
-    return Usage(*leaves)
+_usage = maker(Usage)
+Arithmetic = Callable[[Sequence[int], Any], "Usage | None"]
 
 
-def _is_apart(leaves: list[int | None], total: Any) -> bool:
-    """Whether the total shows that the completion never held the reasoning, as in `_reasoning_apart`."""
-    held: int = sum(leaves[leaf] or 0 for leaf in (_INPUT, _OUTPUT, _REASONING))
-    return bool(total == held)
+@lru_cache(maxsize=_MOST_PLANS)
+def arithmetic(parts: tuple[Part, ...]) -> Arithmetic:
+    """What takes numbers apart into leaves, given one number from 0 to 2**63-1 for each part, and the total.
+
+    It gives None where too much is taken from a leaf. Most answers come this way, so it is written out as one
+    function: for a prompt and what of it was cached, `return usage(n0 - n1, n1, None, …)`.
+    """
+    sums: dict[int, list[str]] = {}
+    for number, part in enumerate(parts):
+        sums.setdefault(part.leaf, []).append(f"+ n{number}")
+    prompt, completion, thought = (" ".join(sums.get(leaf, ["+ 0"])) for leaf in _OF_THE_TOTAL)
+    for number, part in enumerate(parts):
+        for leaf, sign in part.moves:
+            # A part of a total that was not reported cannot be taken from it.
+            if leaf in sums:
+                sums[leaf].append(f"{'+' if sign > 0 else '-'} n{number}")
+    lines = [f"[{', '.join(f'n{number}' for number in range(len(parts)))}] = numbers"]
+    lines += [f"leaf{leaf} = {' '.join(terms)}" for leaf, terms in sums.items()]
+    if _REASONING in sums and _OUTPUT in sums:
+        # Where the total shows that the completion never held the reasoning, as in `_reasoning_apart`.
+        lines.append(
+            f"if ({thought}) and total == {prompt} {completion} {thought}: leaf{_OUTPUT} += {thought}"
+        )
+    # The others are what they were, and so need no check by `Usage` either.
+    several = [f"0 <= leaf{leaf} <= {MAX_TOKENS}" for leaf, terms in sums.items() if len(terms) > 1]
+    if several:
+        lines.append(f"if not ({' and '.join(several)}): return None")
+    values = ", ".join(f"leaf{index}" if index in sums else "None" for index in range(len(LEAVES)))
+    lines.append(f"return usage({values})")
+    made: dict[str, Any] = {"usage": _usage}
+    exec("def apart(numbers, total):\n " + "\n ".join(lines), made)  # noqa: S102  (made of our own names)
+    apart: Arithmetic = made["apart"]
+    return apart
 
 
 def _plan_of(reported: dict[str, Any], dialect: Dialect) -> tuple[list[Any], tuple[Part, ...] | None]:

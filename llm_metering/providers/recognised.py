@@ -8,12 +8,15 @@ decoded to the same, with other values in the same places. Whatever fits no patt
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ..usage import Reading
+from .._values import maker
+from ..usage import MAX_TOKENS, Reading
 from .dialects import dialect_of
 from .ends import plain_head
-from .numbers import Part, parts_of, taken_apart
+from .numbers import Arithmetic, arithmetic, parts_of
 from .shapes import Shape
 
 Path = tuple[str, ...]
@@ -44,8 +47,9 @@ class Form(NamedTuple):
     tail: re.Pattern[bytes]
     model: int
     id: int | None
-    counts: tuple[int, ...]
-    parts: tuple[Part, ...]
+    counts: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
+    """The groups that hold numbers: one for each of those that `usage` takes."""
+    usage: Arithmetic
     total: int | None
     provider: str
     api: str
@@ -85,19 +89,18 @@ class Forms:
                 self._known = (form, *self._known)[:MOST_FORMS]
 
 
+_found = maker(Reading)
+
+
 def _reading(form: Form, values: tuple[bytes, ...]) -> Reading | None:
-    counts = [int(values[group]) for group in form.counts]
-    total = None if form.total is None else int(values[form.total])
-    usage = taken_apart(counts, form.parts, total)
+    counts = [*map(int, form.counts(values))]
+    if max(counts) > MAX_TOKENS:
+        return None
+    usage = form.usage(counts, None if form.total is None else int(values[form.total]))
     if usage is None:
         return None
-    return Reading(
-        usage=usage,
-        model=values[form.model].decode(),
-        response_id=None if form.id is None else values[form.id].decode(),
-        provider=form.provider,
-        api=form.api,
-    )
+    id_ = None if form.id is None else values[form.id].decode()
+    return _found(usage, values[form.model].decode(), id_, "reported", form.provider, form.api)
 
 
 def _form_of(head: bytes, tail: bytes, answer: dict[str, Any], shape: Shape, reading: Reading) -> Form | None:
@@ -132,8 +135,8 @@ def _form_of(head: bytes, tail: bytes, answer: dict[str, Any], shape: Shape, rea
         re.compile(second),
         groups["model",],
         groups.get(("id",)),
-        tuple(groups[path] for path in paths),
-        parts,
+        _getter([groups[path] for path in paths]),
+        arithmetic(parts),
         None if total is None else groups.get(total),
         reading.provider,
         reading.api,
@@ -190,6 +193,14 @@ def _value(piece: bytes, path: Path, wanted: dict[Path, bytes], groups: dict[Pat
     if path in (("object",), ("type",)) or piece in (b"true", b"false", b"null"):
         return piece if piece.isalpha() else re.escape(piece)
     return _STRING if piece.startswith(b'"') else _NUMBER
+
+
+def _getter(groups: list[int]) -> Callable[[tuple[bytes, ...]], tuple[bytes, ...]]:
+    """As `itemgetter`, with a tuple for one, too."""
+    if len(groups) == 1:
+        (only,) = groups
+        return lambda values: (values[only],)
+    return itemgetter(*groups)
 
 
 def forms_of(provider: str | None, api: str | None) -> Forms:

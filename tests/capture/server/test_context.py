@@ -180,3 +180,12 @@ def test_the_scope_of_another_metering_is_looked_past():
 def test_a_block_outside_of_any_request_serves_every_metering():
     with entered(Scope(customer="cus_1")) as block:
         assert current(object()) is block
+
+
+def test_sightings_without_end_are_forgotten_oldest_first():
+    seen = Sightings()
+    for number in range(20_000):
+        assert seen.is_new(f"chat:{number}", "client")
+    assert not seen.is_new("chat:19999", "decorator")
+    assert seen.is_new("chat:0", "decorator")
+    assert len(seen._seen) <= 4097
