@@ -1,8 +1,8 @@
 """Four workers on one ledger, under load, killed one by one and all at once: each has a lane of its own, what
 the dead left is delivered by the living within 30 seconds, and the books are those of the callers.
 
-Rows 31 and 32 of docs/faults.md. Under gunicorn the app is loaded, metering started and usage recorded before
-the workers are forked.
+Rows 21, 31 and 32 of docs/faults.md. Under gunicorn the app is loaded, metering started and usage recorded
+before the workers are forked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_metering.cli.demo_books import Kind, Sent, audit, recorded_in
+from llm_metering.cli.demo_books import Audit, Kind, Sent, audit, recorded_in
 from llm_metering.cli.stage import Server, free_port
+from tests.faults.test_signals import SLOW_S, assert_what_was_produced_is_billed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
@@ -41,7 +42,7 @@ metering.record(Usage(input={MASTERS_OWN}), customer=os.environ["MASTER"], model
 '''
 
 
-def start(world: Any, kind: str) -> Server:
+def start(world: Any, kind: str, *, grace_s: int = 30) -> Server:
     port = free_port()
     if kind == "gunicorn":
         for module in ("gunicorn", "uvicorn_worker"):
@@ -50,10 +51,11 @@ def start(world: Any, kind: str) -> Server:
         (world.stage.folder / "preloaded.py").write_text(PRELOADED)
         command = [sys.executable, "-m", "gunicorn", "preloaded:app", "--preload", "-w", "4"]
         command += ["-k", "uvicorn_worker.UvicornWorker", "-b", f"127.0.0.1:{port}", "--log-level", "warning"]
-        command += ["--chdir", str(world.stage.folder)]
+        command += ["--chdir", str(world.stage.folder), "--graceful-timeout", str(grace_s)]
     else:
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLE), "app:app", "--workers", "4"]
         command += ["--port", str(port), "--log-level", "warning", "--no-access-log"]
+        command += ["--timeout-graceful-shutdown", str(grace_s)]
     env = world.env(MASTER=world.customers[0])
     server = world.stage.launch(kind, command, env=env, port=port, ready_path="/health")
     world.stage.wait_for(server)
@@ -129,10 +131,47 @@ def test_four_workers_that_are_killed_at_random_bill_each_answer_once(world, kin
         world.wait_for_delivery(timeout_s=ADOPTED_WITHIN_S)
     finally:
         server.kill()
-    check(world, kind)
+    found = check(world, kind)
+    assert found.answered > found.cut, f"seed {SEED}"
 
 
-def check(world: Any, kind: str) -> None:
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+@pytest.mark.parametrize("grace_s", [15, 1], ids=["streams end within the grace", "grace exceeded"])
+def test_sigterm_to_the_master_with_streams_under_way_in_four_workers(world, kind, grace_s):
+    server = start(world, kind, grace_s=grace_s)
+    try:
+        wait_until_four(world, server)
+        world.provider.delay_s = SLOW_S if grace_s < 2 else 0.03
+        load = world.ask(server, 24, seed=SEED, callers=16)
+        assert load.wait_until(lambda: load.streaming >= 4, timeout_s=30)
+        if grace_s < 2:
+            time.sleep(1.5)
+        assert server.process is not None
+        began = time.monotonic()
+        os.kill(server.process.pid, signal.SIGTERM)
+        server.process.wait(grace_s + 20)
+        took = time.monotonic() - began
+        # At most five more to let requests to Stripe end, and the interpreters' own end, four at once.
+        assert took < grace_s + 10, f"it ended {took:.1f} s after it was told to"
+        produced = {a.id: a.words_sent for a in world.provider.answers if a.stream and a.state != "whole"}
+        world.provider.delay_s = 0.004
+        world.stage.relaunch(server)
+        world.answered(load)
+        world.wait_for_delivery(timeout_s=ADOPTED_WITHIN_S)
+    finally:
+        server.kill()
+    found = check(world, kind)
+    if grace_s < 2:
+        assert produced, f"seed {SEED}: no stream was under way"
+        assert found.cut >= 2
+        assert_what_was_produced_is_billed(world, produced)
+    else:
+        # A call that came as the door closed was never asked.
+        assert found.cut_recorded == 0, f"seed {SEED}: an answer was cut that had time to end"
+
+
+def check(world: Any, kind: str) -> Audit:
     in_stripe = world.in_stripe()
     masters = in_stripe.pop(Kind(world.customers[0], "m", "input"), 0)
     recorded = [r for r in recorded_in(world.ledger) if all(kind.model != "m" for kind in r.tokens)]
@@ -149,6 +188,6 @@ def check(world: Any, kind: str) -> None:
         in_stripe=in_stripe,
     )
     assert found.is_right, f"seed {SEED}: {found.problems}"
-    assert found.answered > found.cut, f"seed {SEED}"
     assert world.status().conserved
     assert world.status().events.keys() <= {"ACCEPTED"}
+    return found
