@@ -9,8 +9,6 @@ from .moments import rfc3339
 from .store import Doc
 from .world import Call
 
-MAX_SAMPLES = 3
-
 Found = tuple[int, str, str, str]
 """An unusable event: its number, identifier, code and message."""
 
@@ -40,7 +38,7 @@ def _tell(call: Call, meter: str | None, found: list[Found], start: float, end: 
         "developer_message_summary": "There is 1 invalid event"
         if count == 1
         else f"There are {count} invalid events",
-        "reason": {"error_count": count, "error_types": _types(found)},
+        "reason": {"error_count": count, "error_types": _types(found, call.switches.error_samples)},
         "validation_end": rfc3339(end),
         "validation_start": rfc3339(start),
     }
@@ -52,12 +50,12 @@ def _tell(call: Call, meter: str | None, found: list[Found], start: float, end: 
     call.store.db.executemany("UPDATE meter_event SET reported=1 WHERE seq=?", [(one[0],) for one in found])
 
 
-def _types(found: list[Found]) -> list[Doc]:
+def _types(found: list[Found], most: int) -> list[Doc]:
     counts = Counter(code for _, _, code, _ in found)
     samples: dict[str, list[Doc]] = {}
     for _, identifier, code, message in found:
         shown = samples.setdefault(code, [])
-        if len(shown) < MAX_SAMPLES:
+        if len(shown) < most:
             shown.append({"error_message": message, "request": {"identifier": identifier}})
     return [
         {"code": code, "error_count": count, "sample_errors": samples[code]} for code, count in counts.items()

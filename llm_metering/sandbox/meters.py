@@ -89,7 +89,8 @@ def list_summaries(call: Call) -> Doc:
     customer = call.find("customer", given["customer"], "customer")
     events = used_events(call.store, call.account, meter, customer["id"], start, end)
     if window is None:
-        summaries = [_summary(meter, customer["id"], start, end, events)]
+        shows = bool(events) or call.switches.empty_summary
+        summaries = [_summary(meter, customer["id"], start, end, events)] if shows else []
     else:
         summaries = _windows(
             meter, customer["id"], start, end, events, WINDOWS[window], call.switches.empty_windows

@@ -23,7 +23,6 @@ from .world import API_VERSION, SESSION, Call, Route, World, account_id
 logger = logging.getLogger("llm_metering.sandbox")
 
 V1_KEY_LIFE_S = 86_400
-V2_KEY_LIFE_S = 30 * 86_400
 KEPT_BODY_BYTES = 4096
 NOT_PLAYED = re.compile(
     r"/v1/(subscription_schedules|promotion_codes|tax|tax_rates|tax_ids|tax_codes|checkout|payment_intents"
@@ -199,7 +198,7 @@ class Service:
         if key is None or (request.v2 and answer.status >= 400):
             return
         answer.headers["Request-Id"] = request_id = self.world.new_request_id()
-        life = V2_KEY_LIFE_S if request.v2 else V1_KEY_LIFE_S
+        life = self.world.switches.v2_idempotency_s if request.v2 else V1_KEY_LIFE_S
         self.world.store.db.execute(
             "INSERT OR REPLACE INTO answer (account, key, path, form, status, body, request, until) "
             "VALUES (?,?,?,?,?,?,?,?)",

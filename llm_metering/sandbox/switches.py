@@ -31,6 +31,8 @@ class Switches:
     """Digits before the point that an event's value may have."""
     value_decimal_digits: int = 12
     """Digits after the point that an event's value may have."""
+    exponent_values: bool = False
+    """Whether a value such as 1e-05, which careless clients make of floats, is a number."""
     v2_refuses_decimals: bool = False
     """v2 takes whole values only, as its error table's wording suggests."""
     v2_refuses_negatives: bool = False
@@ -42,6 +44,8 @@ class Switches:
     invoice); when it is above 0; for every tier."""
     summary_order: Literal["newest_first", "oldest_first"] = "newest_first"
     """Order of event summaries."""
+    empty_summary: bool = True
+    """A summary without a window is one item of 0 where nothing was used, instead of an empty list."""
     empty_windows: bool = False
     """Event summaries list hours and days without usage, too."""
     dimension_keys: int | None = None
@@ -52,6 +56,8 @@ class Switches:
     """What becomes of usage during a trial: never billed, or billed when the trial ends."""
     idempotency_clash_type: Literal["idempotency_error", "invalid_request_error"] = "idempotency_error"
     """Error type of a 409 for an idempotency key that is still running."""
+    v2_idempotency_s: int = 30 * 86_400
+    """How long v2 remembers an idempotency key."""
     deactivate_twice: Literal["refuse", "accept"] = "refuse"
     """Deactivating an inactive meter, or reactivating an active one."""
 
@@ -63,6 +69,8 @@ class Switches:
     """Answer 429 beyond Stripe's published limits (25 requests/s in test mode)."""
     error_window_s: float = 10.0
     """Seconds of unusable events that one error report covers; contract: 10 in the samples."""
+    error_samples: int = 3
+    """How many events of one code an error report names at most."""
     webhook_retry_s: float = 5.0
     """Seconds until a webhook that was not taken is sent again; doubled each time."""
     webhook_attempts: int = 12

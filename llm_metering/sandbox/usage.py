@@ -23,6 +23,7 @@ V2_CODES = {
 }
 """What v2 calls at the door what is otherwise found later."""
 
+_EXPONENT = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?[eE][+-]?[0-9]{1,2}")
 _VALUE = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?")
 
 
@@ -164,7 +165,8 @@ def payload_problem(meter: Doc, payload: Mapping[str, str], switches: Switches) 
 
 def value_problem(value: str, switches: Switches) -> Problem | None:
     """What is wrong with an event's value, if anything."""
-    match = _VALUE.fullmatch(value)
+    exponent = _EXPONENT.fullmatch(value) if switches.exponent_values else None
+    match = _VALUE.fullmatch(value if exponent is None else f"{Decimal(value):f}")
     if match is None:
         return Problem("meter_event_invalid_value", f"The value {value[:40]!r} is not a number.")
     whole, places = match[1].lstrip("0"), match[2] or ""

@@ -118,6 +118,15 @@ def test_a_v2_answer_is_replayed_for_30_days(shop, v2, clock, sandbox):
     assert sandbox.books().events() == 1
 
 
+def test_how_long_v2_remembers_a_key_can_be_switched(shop, v2, clock, sandbox, refused):
+    sandbox.set_switches(v2_idempotency_s=60)
+    key = {"idempotency_key": "k"}
+    first = v2.billing.meter_events.create(event(shop, identifier="once"), key)
+    clock.time += 61
+    error = refused(v2.billing.meter_events.create, event(shop, identifier="once"), key)
+    assert (first.identifier, error.code) == ("once", "duplicate_meter_event")
+
+
 def test_an_event_is_cancelled_by_v2(sandbox, shop, v2, refused):
     shop.use(5, identifier="wrong")
     done = v2.billing.meter_event_adjustments.create(

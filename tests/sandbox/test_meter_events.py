@@ -167,6 +167,16 @@ def test_a_value_that_is_no_number_is_accepted_and_found_later(sandbox, shop, va
     assert shop.preview(shop.subscribe(shop.price)).total == 0
 
 
+@pytest.mark.parametrize(("value", "counted"), [("1e-05", "0.00001"), ("2.5E+3", "2500"), ("-1e2", "-100")])
+def test_values_with_exponents_can_be_switched_to_count(sandbox, shop, value, counted):
+    sandbox.set_switches(exponent_values=True)
+    shop.use(value)
+    shop.use("1e-99")
+    sandbox.settle()
+    [row] = sandbox.books()
+    assert (row.value, row.events, row.refused) == (Decimal(counted), 1, 1)
+
+
 @pytest.mark.parametrize("value", BAD_VALUES)
 def test_strict_v1_refuses_a_value_that_is_no_number_at_once(sandbox, shop, refused, value):
     sandbox.set_switches(strict_v1=True)

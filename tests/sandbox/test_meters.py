@@ -105,6 +105,13 @@ def test_a_summary_without_a_window_is_one_item_even_for_no_usage(shop):
     assert used.meter == shop.meter.id
 
 
+def test_a_summary_of_nothing_can_be_switched_to_be_empty(shop, sandbox):
+    sandbox.set_switches(empty_summary=False)
+    assert summaries(shop, HOUR - 60, HOUR).data == []
+    shop.use(0, timestamp=HOUR - 30)
+    assert [one.aggregated_value for one in summaries(shop, HOUR - 60, HOUR).data] == [0]
+
+
 def test_summaries_by_hour_are_newest_first_and_leave_empty_hours_out(shop):
     shop.use(1, timestamp=HOUR - 3 * 3600)
     shop.use(2, timestamp=HOUR - 1)

@@ -129,6 +129,15 @@ def test_a_report_names_at_most_3_samples_of_a_code(shop, client, sandbox):
     assert (kind.error_count, len(kind.sample_errors)) == (5, 3)
 
 
+def test_the_number_of_samples_can_be_switched(shop, client, sandbox):
+    sandbox.set_switches(error_samples=1)
+    shop.use("abc")
+    shop.use("abc")
+    sandbox.settle()
+    [kind] = reports(client)[0].data.reason.error_types
+    assert (kind.error_count, len(kind.sample_errors)) == (2, 1)
+
+
 def test_each_window_and_meter_has_its_own_report(shop, client, clock):
     other = shop.api.billing.meters.create(
         {"display_name": "O", "event_name": "other", "default_aggregation": {"formula": "sum"}}
