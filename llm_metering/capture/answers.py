@@ -251,6 +251,7 @@ class AnswerTally:
         self.feed = wire.feed if content_type else lambda chunk: wire.feed(chunk)
         if encoding is not None:
             self._inflater = Inflater(encoding, limit)
+            recorder.tell_unread(encoding, self._inflater.problem)
             self.feed = self._feed_inflated
 
     def feed_aside(self, chunks: list[bytes]) -> None:

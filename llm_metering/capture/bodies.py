@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+from .inflating import Damaged, Decompressor, decompressor_of, package_for
 
 
 class KeptBody:
@@ -35,14 +35,15 @@ class KeptBody:
 
 
 class Inflater:
-    """Inflates a gzip or deflate body as it comes. The compressed bytes go on as they are.
+    """Inflates a compressed body as it comes. The compressed bytes go on as they are.
 
     Args:
-        encoding: The answer's content encoding.
+        encoding: The answer's content encoding: gzip or deflate, and br or zstd where their packages are
+            installed.
         limit: How many bytes may come out in all.
     """
 
-    __slots__ = ("_begun", "_encoding", "_left", "_limit", "_zlib", "problem")
+    __slots__ = ("_encoding", "_frame", "_left", "_limit", "_new_frame", "problem")
 
     def __init__(self, encoding: str, limit: int) -> None:
         self.problem: str | None = None
@@ -50,46 +51,26 @@ class Inflater:
         self._encoding = encoding
         self._limit = limit
         self._left = limit
-        self._begun = False
-        self._zlib = self._fresh()
-        if encoding not in ("gzip", "x-gzip", "deflate"):
+        self._frame: Decompressor | None = None
+        self._new_frame = decompressor_of(encoding)
+        if self._new_frame is None:
             self.problem = f"the answer is compressed with {encoding[:40]!r}, which is not read"
+            if (package := package_for(encoding)) is not None:
+                self.problem += f" without the package {package}"
 
     def feed(self, data: bytes) -> bytes:
         """What `data` inflates to, as far as there is no problem."""
         out: list[bytes] = []
         try:
-            while data and self.problem is None:
+            while data and self.problem is None and self._new_frame is not None:
+                if self._frame is None or self._frame.ended:  # members may follow one another
+                    self._frame = self._new_frame()
                 # One byte more than allowed, so that a body of just the limit passes.
-                plain = self._inflate(data)
+                plain, data = self._frame.feed(data, self._left + 1)
                 if len(plain) > self._left:
                     self.problem = f"the answer inflates to more than {self._limit} bytes"
                 out.append(plain[: self._left])
                 self._left -= len(out[-1])
-                data = self._rest()
-        except zlib.error:
+        except Damaged:
             self.problem = f"the answer says {self._encoding} and cannot be inflated"
         return b"".join(out)
-
-    def _inflate(self, data: bytes) -> bytes:
-        try:
-            return self._zlib.decompress(data, self._left + 1)
-        except zlib.error:
-            if self._encoding != "deflate" or self._begun:
-                raise
-            # Some servers send deflate without its zlib header.
-            self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)
-            return self._zlib.decompress(data, self._left + 1)
-        finally:
-            self._begun = True
-
-    def _rest(self) -> bytes:
-        if not self._zlib.eof:
-            return self._zlib.unconsumed_tail
-        rest = self._zlib.unused_data.lstrip(b"\0")
-        if rest:  # gzip members may follow one another
-            self._zlib = self._fresh()
-        return rest
-
-    def _fresh(self) -> zlib._Decompress:
-        return zlib.decompressobj(zlib.MAX_WBITS if self._encoding == "deflate" else zlib.MAX_WBITS | 16)

@@ -14,6 +14,7 @@ from . import context
 from .answers import LOOK_AFTER_BYTES, AppAnswer
 from .capacity import Capacity, turn_away
 from .context import Scope, is_on_disk
+from .conversations import Conversation
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
 from .waiting import coroutine_marker
@@ -99,12 +100,14 @@ class MeteringMiddleware:
             # Made here, so that inner layers share it even where one of them copies the scope.
             scope["state"] = {}
         request = scope[self._key] = _Request(scope, self._recorder)
-        answer = None
+        answer = conversation = None
         if reads:
             answer, receive, send = self._reading(request, receive, send)
         elif self._holds or kind == "websocket":
             request.middleware, request.send = self, send
             send = request.pass_on
+            if kind == "websocket" and self._reads:
+                conversation, send = self._conversing(request, send)
         token = context.enter(request)
         try:
             if self._rejects and not await self._is_admitted(request, scope):
@@ -114,6 +117,8 @@ class MeteringMiddleware:
         finally:
             if answer is not None and not answer.over:
                 answer.finish(complete=False)
+            if conversation is not None:
+                conversation.close()
             if not request.recorded and not request.opened:
                 context.leave(request, token)
                 scope.pop(self._key, None)
@@ -196,19 +201,31 @@ class MeteringMiddleware:
             # A connection may last for days: what it used is not kept waiting for its end.
             await self._settle(request, self._home.settings.commit_timeout_s)
 
+    def _conversing(self, request: Scope, send: Send) -> tuple[Conversation, Send]:
+        """For websockets: what the app says on it is looked at as it passes."""
+        request.is_read = True
+        conversation = Conversation(self._recorder, request)
+        return conversation, self._marked(conversation.watching(send))
+
     async def _nested(self, outer: Scope, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Inside another middleware of the same `Metering`: one request, one context."""
         # The innermost view knows most: authentication may stand between the two.
         outer.asgi = scope
-        is_new = self._reads and not outer.is_read and scope["type"] == "http" and scope["method"] == "POST"
-        if not is_new or not self._is_metered(scope["path"]):
+        is_new = self._reads and not outer.is_read
+        if is_new and scope["type"] == "websocket":
+            conversation, send = self._conversing(outer, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                conversation.close()
+        elif is_new and scope["method"] == "POST" and self._is_metered(scope["path"]):
+            answer, receive, send = self._reading(outer, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                answer.finish(complete=False)
+        else:
             await self.app(scope, receive, send)
-            return
-        answer, receive, send = self._reading(outer, receive, send)
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            answer.finish(complete=False)
 
     # The end of a request.
 

@@ -10,6 +10,7 @@ from ..usage import NOTHING, Reading, Surface
 from .context import Heard
 
 if TYPE_CHECKING:
+    from .context import Scope
     from .recorder import Recorder
 
 _MAX_HEARD = 256
@@ -31,14 +32,15 @@ class WatchedCall:
     Args:
         recorder: Where the record goes.
         surface: The adapter.
+        scope: Default: the current one.
     """
 
     __slots__ = ("_heard", "_recorder", "_surface", "scope")
 
-    def __init__(self, recorder: Recorder, surface: Surface) -> None:
+    def __init__(self, recorder: Recorder, surface: Surface, *, scope: Scope | None = None) -> None:
         self._recorder = recorder
         self._surface: Surface = surface
-        self.scope = recorder.scope_here()
+        self.scope = recorder.scope_here() if scope is None else scope
         self._heard: list[Heard] = []
         self.scope.sightings.listen(self._heard)
 

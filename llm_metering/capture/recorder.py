@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from .counter import Counter
+    from .draining import Drains
 
 MAX_PARKED = 256
 """A request (a long websocket) keeps at most so many records waiting for its customer; more are put away as
 unresolved, to be assigned later."""
 
 _MAX_TICKETS = 64
+_MAX_ENCODINGS = 16
 _new_record = maker(UsageRecord)
 
 
@@ -78,6 +80,10 @@ class Recorder:
         self._ambient = Sightings()
         self._parking = Lock()
         self._asking: set[Future[None]] = set()
+        self.drains: Drains | None = None
+        """Rests of streams that are being read; None until there is one."""
+        self._unreadable: set[str] = set()
+        """Content encodings of answers that could not be read."""
 
     def record(
         self,
@@ -173,6 +179,15 @@ class Recorder:
         except Exception as exc:
             self.telemetry.failure("capture.progress", exc)
 
+    def tell_unread(self, encoding: str, problem: str | None) -> None:
+        """Raise an alarm, the first time only, where answers come in an encoding that cannot be read."""
+        if problem is None or encoding in self._unreadable or len(self._unreadable) >= _MAX_ENCODINGS:
+            return
+        self._unreadable.add(encoding)
+        self.telemetry.alarm(
+            "middleware.encoding", f"{problem}; its usage is unknown. llm_metering[compression] reads it"
+        )
+
     def drop(self, id: str | None) -> None:
         """Forget a progress row: its answer was counted elsewhere."""
         if id is None:
@@ -181,6 +196,11 @@ class Recorder:
             self.sink.drop(id)
         except Exception as exc:
             self.telemetry.failure("capture.progress", exc)
+
+    def stop_draining(self, within_s: float) -> None:
+        """Wait for what is still read of streams that nobody reads, then bill what came."""
+        if self.drains is not None:
+            self.drains.stop(within_s)
 
     # The end of a request.
 
