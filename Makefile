@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 BROWSER ?= chromium chromium-driver
 
-.PHONY: help demo test quick again lint types format bench simulate mutants soak system clean
+.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz system clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -55,6 +55,9 @@ mutants: $(READY) ## Take each protection out of a copy, and prove that a test t
 MINUTES ?= 10
 soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak MINUTES=10
 	$(BIN)/python tools/soak.py --minutes $(MINUTES)
+
+fuzz: $(READY) ## Minutes of hostile bytes and values for every reader: make fuzz MINUTES=10
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 system: ## Install what the browser tests need, where it is missing (Debian, as root or with sudo)
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then echo "Chromium is there"; \
