@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -23,7 +22,7 @@ from .flusher import Flusher
 from .handover import Handover
 from .health import Health, foreseen_trouble
 from .ledger.writer import Writer
-from .meters import TokenMeter, checked_meters, lines_of
+from .meters import TokenMeter, checked_meters, liner
 from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender, Ticket
 from .settings import Settings
 from .settling import Settler
@@ -83,7 +82,7 @@ class Metering:
         self._ledger = _ledger(settings.ledger if ledger is None else ledger, settings)
         self._writer = Writer(
             self._ledger,
-            lines_of=partial(lines_of, meters=self.meters),
+            lines_of=liner(self.meters),
             telemetry=self.telemetry,
             now=now,
         )

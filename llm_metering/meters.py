@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from decimal import Context, Decimal, InvalidOperation
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Literal
 
-from ._values import dataclass
+from ._values import dataclass, maker
 from .errors import ConfigurationError
 from .usage import LEAVES, TOKEN_TYPES, Line, Usage, UsageRecord
 
@@ -150,6 +150,11 @@ def lines_of(record: UsageRecord, meters: Iterable[TokenMeter]) -> tuple[Line, .
     return lines
 
 
+def liner(meters: Sequence[TokenMeter]) -> Callable[[UsageRecord], tuple[Line, ...]]:
+    """`lines_of` for these meters."""
+    return meters[0].lines if len(meters) == 1 else partial(lines_of, meters=meters)
+
+
 Plan = Callable[[Usage], tuple[Line, ...]]
 """What one meter makes of the usage of one model and set of dimensions."""
 
@@ -158,6 +163,7 @@ _OF_THE_RECORD = frozenset(("model", "provider", "provenance", "token_type"))
 _EXACT = Context(prec=100)
 """Wide enough for 2**63 tokens at any weight allowed; the caller's decimal context is never used."""
 _every_leaf = attrgetter(*LEAVES)
+_new_line = maker(Line)
 
 
 def _plan(meter: TokenMeter, record: UsageRecord) -> Plan:
@@ -226,7 +232,7 @@ def _adding(
                 sums[number] += count
         return tuple(
             [
-                Line(name, value, dimensions, customer_key, value_key, aggregation)
+                _new_line(name, value, dimensions, customer_key, value_key, aggregation)
                 for dimensions, value in zip(every_dimensions, sums)  # noqa: B905  (the last is left out)
                 if value
             ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from .._values import maker
 from ..errors import LedgerError, LedgerFull
 from ..protocols import Entry, Ledger, Progress, Telemetry
 from ..usage import Line, UsageRecord
@@ -22,6 +23,7 @@ REOPEN_AFTER = 3
 _MAX_CLOSED = 4096
 
 _Waiting = tuple[Ticket, Entry]
+_entry = maker(Entry)
 
 
 class Pen:
@@ -89,7 +91,7 @@ class Pen:
         if ticket.closes is not None:
             self._close_stream(ticket.closes)
         try:
-            self._kept.append((ticket, Entry(record, self._lines_of(record), ticket.closes)))
+            self._kept.append((ticket, _entry(record, self._lines_of(record), ticket.closes)))
         except Exception as exc:
             self._reject(ticket, exc)
 

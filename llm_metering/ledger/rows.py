@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from math import isfinite
@@ -34,8 +34,9 @@ EVENT = (
 _Key = tuple[str, tuple[tuple[str, str], ...], str, str, str]
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
-_counts = attrgetter(*LEAVES)
-_LABELS = tuple(f'"{name}":' for name in LEAVES)
+_key_of: Callable[[Line], _Key] = attrgetter(
+    "event_name", "dimensions", "customer_key", "value_key", "aggregation"
+)
 _MAX_CACHED = 4096
 STEP = 64
 """The most rows of one step: 64 of 13 columns stay below the 999 parameters of older SQLites."""
@@ -79,7 +80,10 @@ class LineKeys:
         """What `usage.lines` holds: the number of each line's key, and its value."""
         pairs = []
         for line in lines:
-            number = self._number_of(line)
+            # A meter gives all lines of one kind the very same dimensions, whose hash would cost more.
+            key = _key_of(line)
+            seen = self._seen.get(id(line.dimensions))
+            number = seen[1] if seen is not None and seen[0] == key else self._look_up(line, key)
             value = line.value
             if type(value) is int:
                 pairs.append(f"[{number},{value}]")
@@ -87,20 +91,14 @@ class LineKeys:
                 pairs.append(f'[{number},"{plain(checked(value))}"]')
         return f"[{','.join(pairs)}]"
 
-    def _number_of(self, line: Line) -> int:
-        # A meter gives all lines of one kind the very same dimensions, whose hash would cost more.
-        dimensions = line.dimensions
-        key = (line.event_name, dimensions, line.customer_key, line.value_key, line.aggregation)
-        seen = self._seen.get(id(dimensions))
-        if seen is not None and seen[0] == key:
-            return seen[1]
+    def _look_up(self, line: Line, key: _Key) -> int:
         number = self._numbers.get(key)
         if number is None:
             number = self._give(key_of(line))
         if len(self._seen) >= _MAX_CACHED:
             self._seen.clear()
-        self._seen[id(dimensions)] = key, number
-        return number
+        self._seen[id(line.dimensions)] = key, number
+        return int(number)
 
     def key(self, number: int) -> LineKey:
         found = self._keys.get(number)
@@ -187,9 +185,21 @@ def insert(db: sqlite3.Connection, head: str, tail: str, values: Sequence[Row]) 
     return last
 
 
-def counts_json(usage: Usage) -> str:
-    known = [f"{label}{n}" for label, n in zip(_LABELS, _counts(usage), strict=True) if n is not None]
-    return "{" + ",".join(known) + "}"
+_STEP_OF_COUNTS = """
+    if (n := usage.{name}) is not None:
+        text = f'{{text}},"{name}":{{n}}'"""
+
+
+def _counts_writer() -> Callable[[Usage], str]:
+    """What writes the known counts as JSON. It runs for each record: a step for each leaf, written out."""
+    steps = "".join(_STEP_OF_COUNTS.format(name=name) for name in LEAVES)
+    made: dict[str, Any] = {}
+    exec(f"def counts_json(usage):\n    text = ''{steps}\n    return '{{' + text[1:] + '}}'", made)  # noqa: S102
+    writer: Callable[[Usage], str] = made["counts_json"]
+    return writer
+
+
+counts_json = _counts_writer()
 
 
 def lines_of(pairs: Sequence[Sequence[Any]], keys: LineKeys) -> Lines:
