@@ -76,6 +76,13 @@ class Settings:
     """LLM_METERING_PROGRESS_EVERY_S: how often a stream under way is noted in the ledger."""
     progress_every_tokens: int = 500
     """LLM_METERING_PROGRESS_EVERY_TOKENS: a stream is noted after about this many tokens, too."""
+    on_disconnect: Literal["partial", "drain"] = "partial"
+    """LLM_METERING_ON_DISCONNECT: a provider's stream that nobody reads to its end: "partial" bills what came,
+    "drain" reads the rest in the background, to learn the provider's own count."""
+    disconnect_drain_s: float = 60.0
+    """LLM_METERING_DISCONNECT_DRAIN_S: the longest that such a rest is read; then what came is billed."""
+    disconnect_drain_bytes: int = 4 * 1024 * 1024
+    """LLM_METERING_DISCONNECT_DRAIN_BYTES: the most that is read of such a rest."""
     max_body_bytes: int = 16 * 1024 * 1024
     """LLM_METERING_MAX_BODY_BYTES: a larger answer of the app is passed on and counted as unread."""
     max_ledger_bytes: int = 0
@@ -152,13 +159,16 @@ _ABOVE_ZERO = (
     "progress_every_s",
     "progress_every_tokens",
     "max_body_bytes",
+    "disconnect_drain_s",
+    "disconnect_drain_bytes",
 )
 
 
 def _problems(s: Settings) -> list[str]:
     found = []
     hints = get_type_hints(Settings)
-    for name in ("sender", "durability", "deliver", "on_missing_customer", "tokens_from", "at_capacity"):
+    choices = ("sender", "durability", "deliver", "on_missing_customer", "tokens_from", "at_capacity")
+    for name in (*choices, "on_disconnect"):
         allowed = get_args(hints[name])
         if getattr(s, name) not in allowed:
             found.append(f"{name}={getattr(s, name)!r} must be one of {', '.join(allowed)}")

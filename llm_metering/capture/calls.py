@@ -11,7 +11,7 @@ from ..usage import Reading
 from .client_routes import Route, route_of
 from .streams import StreamTap, Tally, is_billable, lasting_id
 from .tallies import ReportTally
-from .taps import tap_response, tap_stream
+from .taps import hold_rest, response_of, tap_response, tap_stream
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -174,13 +174,10 @@ class Call:
         tally: Tally = ReportTally(api=api)
         if self._route.counted or self._route.lasting:
             tally = StreamTally(api=api, keep_text=self._meter.recorder.wants_text())
-        if not tap_stream(
-            stream,
-            self._tap(tally),
-            wire_tally=self._wire_tally,
-            api=api,
-            hide_usage=self._given is not None,
-        ):
+        tap = self._tap(tally)
+        if tap_stream(stream, tap, wire_tally=self._wire_tally, api=api, hide_usage=self._given is not None):
+            hold_rest(self._meter.recorder, response_of(stream), tap, wire_tally=self._wire_tally)
+        else:
             self._meter.recorder.telemetry.alarm(
                 "client.unmetered",
                 f"a stream of {type(stream).__module__} has a form that is not known: it is not counted",
@@ -191,6 +188,8 @@ class Call:
         if content is None:
             tap = self._tap(self._wire_tally(response))
             tap_response(response, tap, wire_tally=self._wire_tally, hide_usage=self._given is not None)
+            if "stream" in (response.headers.get("content-type") or ""):
+                hold_rest(self._meter.recorder, response, tap, wire_tally=self._wire_tally)
             return
         keep_text = self._meter.recorder.wants_text()
         reading = read_response(content, api=self._route.api, keep_text=keep_text)

@@ -15,7 +15,7 @@ from ..usage import NOTHING, Reading, Surface
 from . import claims
 from .client_routes import Route, model_of, route_of
 from .streams import StreamTap, is_billable, lasting_id
-from .taps import tap_response
+from .taps import hold_rest, tap_response
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -118,8 +118,12 @@ class HttpCall:
         if content is not None:
             self.whole(content, response.headers)
             return
-        tap = self.tap(self._tally(response)) if kind in _STREAMS else BodyTap(self, response.headers)
+        if kind not in _STREAMS:
+            tap_response(response, BodyTap(self, response.headers), wire_tally=self._tally)
+            return
+        tap = self.tap(self._tally(response))
         tap_response(response, tap, wire_tally=self._tally)
+        hold_rest(self._meter.recorder, response, tap, wire_tally=self._tally)
 
     def whole(self, content: bytes, headers: Mapping[str, Any]) -> None:
         """Record an answer that has been read."""

@@ -92,13 +92,10 @@ class ResponseBytes:
         return inner if self._is_seen() else self._started(self._read_async(inner), self._plain_tally())
 
     def _plain_tally(self) -> Tally:
-        """What adds up bytes as they came over the wire."""
-        tally = self._tally(self._response)
-        encoding = (self._response.headers.get("content-encoding") or "").strip().lower()
-        if encoding in ("", "identity"):
-            return tally
-        self._hider = None  # which of the compressed bytes hold the event cannot be told
-        return InflatedTally(tally, encoding)
+        tally = plain_tally(self._response, self._tally)
+        if isinstance(tally, InflatedTally):
+            self._hider = None  # which of the compressed bytes hold the event cannot be told
+        return tally
 
     def _is_seen(self) -> bool:
         return self._taken or _is_running(self._otherwise)
@@ -151,6 +148,13 @@ class ResponseBytes:
 def _is_running(reader: Callable[[], Any] | None) -> bool:
     generator = None if reader is None else reader()
     return bool(getattr(generator, "gi_running", False) or getattr(generator, "ag_running", False))
+
+
+def plain_tally(response: Any, tally: Callable[[Any], Tally]) -> Tally:
+    """What adds up a response's bytes as they came over the wire."""
+    encoding = (response.headers.get("content-encoding") or "").strip().lower()
+    made = tally(response)
+    return made if encoding in ("", "identity") else InflatedTally(made, encoding)
 
 
 class InflatedTally:

@@ -68,7 +68,7 @@ class StreamTap:
     __slots__ = (
         "__weakref__", "_began", "_covered", "_customer", "_dimensions", "_due", "_every_tokens", "_finished",
         "_id", "_last", "_lasting", "_left", "_lock", "_model", "_noted", "_process", "_prompt", "_recorder",
-        "_request", "_rows", "_surface", "scope", "tally",
+        "_request", "_rows", "_surface", "hold", "scope", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +107,8 @@ class StreamTap:
         self._last: Reading | None = None
         self._rows = 0
         self._prompt: Usage | None = None
+        self.hold: Callable[[], bool] | None = None
+        """Asked when a stream breaks off: whether its rest is read, and `finish` called again afterwards."""
         watch()
         self.scope.note_opened(self)
 
@@ -140,6 +142,8 @@ class StreamTap:
             return None  # a forked child holds a copy; the stream is its parent's
         if is_collecting():
             return self._finish_later(complete)
+        if not complete and self.hold is not None and self.hold():
+            return None
         with self._lock:
             if self._finished:
                 return None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from .reading import read, read_async
-from .response_bytes import BytesTap, ResponseBytes
+from .response_bytes import BytesTap, ResponseBytes, plain_tally
 
 if TYPE_CHECKING:
+    from .recorder import Recorder
     from .streams import StreamTap, Tally
 
 
@@ -54,6 +55,24 @@ def tap_response(
     """Have `tap` see the bytes of a response that has not been read yet, however it is read."""
     seen = ResponseBytes(response, tap, tally=wire_tally, hide_usage=hide_usage)
     _watch_close(response, tap, seen.is_read)
+
+
+def hold_rest(
+    recorder: Recorder, response: Any, tap: StreamTap, *, wire_tally: Callable[[Any], Tally]
+) -> None:
+    """Where `on_disconnect` is "drain": have the rest of a stream read should its reader go away."""
+    if recorder.settings.on_disconnect != "drain" or response is None:
+        return
+    if recorder.drains is None:
+        from .draining import Drains
+
+        recorder.drains = Drains()
+    recorder.drains.hold(recorder, response, tap, plain_tally(response, wire_tally))
+
+
+def response_of(stream: Any) -> Any:
+    """The HTTP response that an SDK's stream object, or helper over one, reads."""
+    return getattr(getattr(stream, "_raw_stream", stream), "response", None)
 
 
 def is_stream(value: Any) -> bool:
