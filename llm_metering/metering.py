@@ -164,6 +164,7 @@ class Metering:
         with self._lock:
             if not self._started:
                 return
+            self.recorder.stop_draining(self.settings.drain_s)
             self._counter.settle(self.settings.drain_s)
             self._started = False
             self._stopped = True
