@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated
+from typing import Annotated, overload
 
 import typer
 from rich.table import Table
@@ -79,13 +79,22 @@ def report(screen: Screen, folder: str, decided: Decided, *, done: str, subject:
         raise typer.Exit(1)
 
 
-def moment_of(text: str | None, option: str) -> float | None:
-    """Unix seconds from `7d`, `24h`, `2026-11-20` or `2026-11-20T08:00:00Z`."""
+@overload
+def moment_of(text: str, option: str, *, now: float | None = None) -> float: ...
+
+
+@overload
+def moment_of(text: str | None, option: str, *, now: float | None = None) -> float | None: ...
+
+
+def moment_of(text: str | None, option: str, *, now: float | None = None) -> float | None:
+    """Unix seconds from `7d`, `24h`, `2026-11-20` or `2026-11-20T08:00:00Z`; in UTC where no zone is said."""
     if text is None:
         return None
     if ago := _AGO.fullmatch(text.strip()):
-        return time.time() - int(ago[1]) * _UNITS[ago[2]]
+        return (time.time() if now is None else now) - int(ago[1]) * _UNITS[ago[2]]
     try:
+        # Python 3.10 knows no Z.
         at = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip()))
         return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError) as exc:

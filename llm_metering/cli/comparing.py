@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,12 +12,13 @@ import typer
 
 from ..billing.connection import is_loopback
 from ..errors import AccountMismatch, ConfigurationError, StripeUnavailable
-from ..ledger import LedgerView
+from ..protocols import Books
 from ..reconcile import LAG_S, Difference, Report
 from ..reconcile import reconcile as compare
 from ..senders.reading import StripeReader
 from ..senders.stripe_v1 import StripeSender
 from ..senders.summaries import Summaries
+from .asking import moment_of
 from .options import ApiBase, ApiKey, Json, Sandbox, Target, no_sandbox
 from .screen import Screen, moment, number, row, table
 from .standing import Folder, open_ledger
@@ -47,7 +47,8 @@ def reconcile(
 ) -> None:
     """Compare the ledger with what Stripe has counted, by customer, meter and hour. Corrects nothing."""
     now = time.time()
-    start, end = _moment(since, now), now if until is None else _moment(until, now)
+    start = moment_of(since, "--since", now=now)
+    end = now if until is None else moment_of(until, "--until", now=now)
     if start >= end:
         raise ConfigurationError(f"--since {since} does not lie before the end")
     folder, view = open_ledger(ledger)
@@ -63,7 +64,7 @@ def reconcile(
 
 
 @contextmanager
-def _stripe(target: Target, view: LedgerView, now: float) -> Iterator[Summaries]:
+def _stripe(target: Target, view: Books, now: float) -> Iterator[Summaries]:
     """Stripe's side, of the account that the ledger belongs to."""
     key, base = target.place()
     if key is None:
@@ -95,20 +96,6 @@ def _bar(screen: Screen) -> Iterator[Callable[[int, int], object]]:
                 bar.update(bar.task_ids[0], completed=done, total=total)
 
         yield move
-
-
-def _moment(text: str, now: float) -> float:
-    """Unix seconds of "36h", "7d", a date or a time of day; in UTC where no zone is said."""
-    if match := re.fullmatch(r"(\d{1,6})\s*([mhdw])", text.strip()):
-        return now - int(match[1]) * {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match[2]]
-    try:
-        # Python 3.10 knows no Z.
-        found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip()))
-    except ValueError:
-        raise ConfigurationError(
-            f"{text!r} is no time; write it like 24h, 7d, 2026-11-20 or 2026-11-20T08:00:00Z"
-        ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _document(report: Report) -> dict[str, object]:

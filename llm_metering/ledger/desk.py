@@ -19,8 +19,9 @@ from ..decisions import MAX_SUBJECTS, SENDING, Decision, Pause, Ruling, What, ne
 from ..errors import LedgerError
 from ..protocols import Alarm
 from . import folder as files
-from . import rulings, schema, spool
+from . import homes, rulings, schema, spool
 from .lane import Lane
+from .taking import HOME
 
 WAIT_S = 15.0
 """A service looks for decisions with each of its rounds, every 10 seconds unless it was told otherwise."""
@@ -81,9 +82,11 @@ class Desk:
         """Hand in what was decided of events or records, which are named by the lane that they are in.
 
         Raises:
-            LedgerError: The folder cannot be written.
+            LedgerError: The folder cannot be written, or a lane is a copy that no process has taken yet.
             ValueError: It is no decision that could be carried out.
         """
+        for lane in subjects:
+            self._refuse_copy(lane)
         made = [
             (lane, Decision(what, some, who, why, self._now(), new_decision_id(), customer))
             for lane, names in subjects.items()
@@ -113,12 +116,33 @@ class Desk:
 
     def _free_or_first(self, lanes: Sequence[str]) -> str:
         """A lane that nobody holds spares the waiting."""
-        for name in lanes:
+        originals = [name for name in lanes if not self._is_copy(name)]
+        for name in originals:
             fd = files.lock(self._folder, name)
             if fd is not None:
                 os.close(fd)
                 return name
-        return lanes[0]
+        return (originals or lanes)[0]
+
+    def _refuse_copy(self, name: str) -> None:
+        """What a copy holds is held back when a process takes it; before that its states are not its own."""
+        if self._is_copy(name):
+            raise LedgerError(
+                f"lane {name} is a copied file or a restored backup, which no process has taken yet, and the "
+                "original may bill what is in it. Start a service or `llm-metering deliver` on this ledger, "
+                "which holds back what the lane has; then look again and decide"
+            )
+
+    def _is_copy(self, name: str) -> bool:
+        """Whether nobody has taken this copy yet: who takes it notes its new home."""
+        path = files.lane_path(self._folder, name)
+        try:
+            with closing(files.read_lane(path)) as db:
+                row = db.execute("SELECT value FROM meta WHERE name = ?", (HOME,)).fetchone()
+            noted = homes.from_json(row[0] if row else None)
+            return noted is not None and homes.home_of(path, homes.this_machine()).is_copy_of(noted)
+        except (OSError, sqlite3.Error):
+            return False  # whoever opens it says what is wrong
 
     def _settle(self, made: Iterable[tuple[str, Decision]]) -> Decided:
         made = list(made)
@@ -155,7 +179,7 @@ class Desk:
 
     def _carry_out_if_free(self, name: str) -> None:
         """Nobody holds it: take it, carry out what waits for it, let it go."""
-        fd = files.lock(self._folder, name)
+        fd = None if self._is_copy(name) else files.lock(self._folder, name)
         if fd is None:
             return
         try:

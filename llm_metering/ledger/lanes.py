@@ -15,7 +15,7 @@ from . import folder as files
 from . import spool
 from .lane import Lane, has_work
 from .room import Room
-from .taking import Held, Taker, drop
+from .taking import FOR_GOOD, TRY_AGAIN_S, Held, Taker, drop
 
 _IDLE_UP_TO = 64 * 1024 * 1024
 """A file is read through when it is taken, and usage waits for that."""
@@ -52,7 +52,8 @@ class Lanes:
         self._holder = ""
         self._free_since: dict[str, float] = {}
         self._nothing_to_do: dict[str, object] = {}
-        self._left_alone: set[str] = set()
+        self._left_alone: dict[str, float] = {}
+        """Lanes that are not to be touched, and until when."""
         self._taker = Taker(
             folder,
             new_id=new_id,
@@ -60,7 +61,7 @@ class Lanes:
             connect=connect,
             room=room,
             alarm=self.alarm,
-            leave_alone=self._left_alone.add,
+            leave_alone=self._left_alone.__setitem__,
         )
         _watch_forks(self)
 
@@ -101,7 +102,7 @@ class Lanes:
         """Take over lanes that have been free for long enough and hold work."""
         asked_for = {lane for lane, _ in spool.posted(self.folder)}
         for name in files.lane_names(self.folder):
-            if name in self._held or name in self._left_alone:
+            if name in self._held or self._is_left_alone(name, now):
                 continue
             if name not in asked_for and self._has_nothing_to_do(name):
                 continue
@@ -124,7 +125,7 @@ class Lanes:
 
     def take(self, name: str, *, now: float) -> Lane | None:
         """A lane that nobody else holds, until `release`."""
-        if name not in self._held and name not in self._left_alone:
+        if name not in self._held and not self._is_left_alone(name, now):
             self._take(name, now)
         return self.get(name)
 
@@ -218,7 +219,7 @@ class Lanes:
     def _take_idle(self, now: float) -> str:
         """Take a free lane of modest size in which nothing waits; "" if there is none."""
         for name in files.lane_names(self.folder):
-            if name in self._held or name in self._left_alone or not self._seems_idle(name):
+            if name in self._held or self._is_left_alone(name, now) or not self._seems_idle(name):
                 continue
             if self._take(name, now):
                 held = self._held.get(name)
@@ -234,6 +235,11 @@ class Lanes:
                 with closing(files.read_lane(path)) as db:
                     return not has_work(db)
         return False
+
+    def _is_left_alone(self, name: str, now: float) -> bool:
+        until = self._left_alone.get(name)
+        # A clock that went back does not make it longer.
+        return until is not None and (until == FOR_GOOD or 0 < until - now <= TRY_AGAIN_S)
 
     def _has_nothing_to_do(self, name: str) -> bool:
         """Whether nothing went on by itself when we had it, and nobody had it since."""

@@ -28,6 +28,11 @@ def migrate(folder: Path, name: str, db: sqlite3.Connection) -> Path | None:
     return backup
 
 
+def is_passing(exc: Exception) -> bool:
+    """Whether what went wrong says nothing of the migration: a disk, a lock, a folder that can be mended."""
+    return not isinstance(exc, sqlite3.Error) or any(said in str(exc) for said in _PASSING)
+
+
 def bring_up(db: sqlite3.Connection) -> None:
     """Take each step that is missing."""
     while (version := schema.version_of(db)) is not None and version < schema.VERSION:
@@ -62,3 +67,15 @@ def back_up(folder: Path, name: str, db: sqlite3.Connection, version: int) -> Pa
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+_PASSING = (
+    "disk I/O error",
+    "database or disk is full",
+    "database is locked",
+    "database table is locked",
+    "unable to open database file",
+    "attempt to write a readonly database",
+    "interrupted",
+)
+"""What SQLite says of things that pass. Its error codes have names from Python 3.11 on only."""

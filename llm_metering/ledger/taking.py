@@ -22,7 +22,11 @@ from . import homes, migrating, salvage, schema, soundness, suspicion
 from .lane import Lane
 from .room import Room
 
-_HOLDER, _HOME, _NAME = "holder", "home", "name"
+FOR_GOOD = float("inf")
+TRY_AGAIN_S = 60.0
+HOME = "home"
+"""The meta row that says where a lane's file is at home."""
+_HOLDER, _NAME = "holder", "name"
 _CHECK_UP_TO = 512 * 1024 * 1024
 """Larger files are not read through at the start (a second a gigabyte)."""
 _CHECK_CLOSELY_UP_TO = 64 * 1024 * 1024
@@ -45,7 +49,7 @@ class Taker:
 
     Args:
         alarm: Called with the name, message and data of each alarm.
-        leave_alone: Called with the name of a lane that is not ours to touch.
+        leave_alone: Called with the name of a lane that is not to be touched, and until when.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Taker:
         connect: files.Connect,
         room: Room,
         alarm: Callable[..., None],
-        leave_alone: Callable[[str], None],
+        leave_alone: Callable[[str, float], None],
     ) -> None:
         self._folder = folder
         self._new_id = new_id
@@ -68,6 +72,8 @@ class Taker:
         self._leave_alone = leave_alone
         self.holder = ""
         """Names this process: what it left under way in a lane is still its own."""
+        self._put_off: set[str] = set()
+        """Lanes that could not be taken for a reason that passes; each is an alarm once."""
 
     def take(self, name: str, now: float, *, again: bool = False) -> Held | None:
         """Take a lane if it is free and ours; it may have another name afterwards."""
@@ -82,7 +88,7 @@ class Taker:
             _finish_salvage(self._folder, name, fd)
             size = path.stat().st_size  # opening an empty file makes it grow
             db = files.open_lane(path, self._connect)
-            if self._is_ours(name, db, size, salvaged=again):
+            if self._is_ours(name, db, size, now, salvaged=again):
                 copy = self._opened(name, db, fd)
                 if held := self._original(copy, fd, now):
                     return held
@@ -119,7 +125,7 @@ class Taker:
 
     # ---- is it ours, and sound?
 
-    def _is_ours(self, name: str, db: sqlite3.Connection, size: int, *, salvaged: bool) -> bool:
+    def _is_ours(self, name: str, db: sqlite3.Connection, size: int, now: float, *, salvaged: bool) -> bool:
         version = schema.version_of(db)
         if version is None:
             raise sqlite3.DatabaseError("it has no tables of ours")
@@ -132,19 +138,30 @@ class Taker:
         except (OSError, LedgerError, sqlite3.OperationalError, sqlite3.IntegrityError) as exc:
             if isinstance(exc, sqlite3.Error) and self._room.is_full(exc):
                 raise
+            if migrating.is_passing(exc):
+                self._put_it_off(name, now, exc)
+                return False
             said = (
                 f"it could not be brought from schema {version} to {schema.VERSION}, and is as it was: {exc}"
             )
             self._leave(name, "ledger.migration_failed", said)
             return False
+        self._put_off.discard(name)
         if size <= _CHECK_UP_TO:
             closely = size <= _CHECK_CLOSELY_UP_TO
             # What was just salvaged was read text by text.
             soundness.check(db, indexes=closely, texts=closely and not salvaged)
         return True
 
+    def _put_it_off(self, name: str, now: float, exc: Exception) -> None:
+        self._leave_alone(name, now + TRY_AGAIN_S)
+        if name not in self._put_off:
+            self._put_off.add(name)
+            said = f"lane {name} cannot be brought up to date now, and is tried again: {exc}"
+            self._alarm("ledger.lane_put_off", said, lane=name)
+
     def _leave(self, name: str, alarm: str, said: str) -> None:
-        self._leave_alone(name)
+        self._leave_alone(name, FOR_GOOD)
         self._alarm(alarm, f"lane {name} is left alone: {said}", lane=name)
 
     def _opened(self, name: str, db: sqlite3.Connection, fd: int) -> Lane:
@@ -162,14 +179,14 @@ class Taker:
     def _original(self, lane: Lane, fd: int, now: float) -> Held | None:
         """Tidy up the lane, unless it is a copy."""
         path = files.lane_path(self._folder, lane.name)
-        noted, here = homes.from_json(lane.meta(_HOME)), homes.home_of(path, homes.this_machine())
+        noted, here = homes.from_json(lane.meta(HOME)), homes.home_of(path, homes.this_machine())
         if noted is not None and here.is_copy_of(noted):
             return None
         self._check_records(lane, files.mark(fd))
         self._check_sends(lane, files.send_marks(fd), now)
         changed = self._recover(lane, now)
         if noted != here:
-            lane.set_meta(_HOME, homes.to_json(here))
+            lane.set_meta(HOME, homes.to_json(here))
         if lane.meta(_NAME) != lane.name:
             lane.set_meta(_NAME, lane.name)
         lane.mark_all()
@@ -188,7 +205,7 @@ class Taker:
             return
         here = homes.to_json(homes.home_of(path, homes.this_machine()))
         why = f"{suspicion.COPIED}: the original may have sent it, or may yet"
-        kept = lane.suspect(why, now=now, **{_HOME: here, _NAME: name})
+        kept = lane.suspect(why, now=now, **{HOME: here, _NAME: name})
         failpoint("after_suspicion")
         self._alarm(
             "ledger.copied",

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 from llm_metering import _failpoints, settling
-from llm_metering.ledger import SqliteLedger, homes, judging
+from llm_metering.errors import LedgerError
+from llm_metering.ledger import SqliteLedger, homes, judging, spool
+from llm_metering.ledger.desk import Desk
 from llm_metering.ledger.homes import Home
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, entry, progress, rows, totals
@@ -105,6 +107,32 @@ def test_a_copied_folder_bills_nothing_that_the_original_bills(opened, folder, t
     assert stripe.billed["cus_new"] == 10
     assert conserved(copy)
     assert conserved(original)
+
+
+def test_nobody_decides_of_a_copy_before_a_process_has_taken_it(opened, folder, tmp_path):
+    original = opened()
+    busy(original)
+    lane, at = original.lane, tmp_path / "copy"
+    shutil.copytree(folder, at)
+    held = "u"
+    desk = Desk(at, wait_s=0, now=lambda: DONE)
+    with pytest.raises(LedgerError, match="copied file"):
+        desk.decide("assign", {lane: [held]}, who="ada", why="x", customer="cus_9")
+    assert rows(at, "SELECT count(*) FROM action") == [(0,)]
+    assert not list((at / "decisions").glob("*")), "nothing waits to be carried out later"
+    desk.pause(who="ada", why="x")
+    assert rows(at, "SELECT count(*) FROM action") == [(0,)], "the copy is as it was"
+    assert spool.pause_of(at) is not None
+    desk.resume(who="ada", why="x")
+    copy = opened(at, now=DONE + 1)
+    copy.close()
+    (ruling,) = desk.decide("release", {copy_lane(at): [held]}, who="ada", why="the original is gone").done
+    assert ruling.subject == held
+
+
+def copy_lane(folder: Path) -> str:
+    (path,) = folder.glob("lane-*.db")
+    return path.stem.removeprefix("lane-")
 
 
 def test_a_copy_says_so_and_stands_under_a_name_of_its_own(opened, folder, tmp_path):

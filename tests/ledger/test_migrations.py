@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 from llm_metering import _failpoints
-from llm_metering.ledger import SqliteLedger, schema
+from llm_metering.errors import LedgerError
+from llm_metering.ledger import SqliteLedger, migrating, schema
+from llm_metering.ledger.taking import TRY_AGAIN_S
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, entry, totals
 
@@ -198,6 +200,49 @@ def test_a_step_that_fails_leaves_the_file_as_it_was_and_the_process_goes_on(ope
         opened()  # new lanes cannot be made by a version that is broken either
     assert version(folder / "lane-old.db") == 1
     assert content(folder / "lane-old.db") == before
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [OSError(5, "Input/output error"), sqlite3.OperationalError("disk I/O error"), LedgerError("a link")],
+    ids=["backup", "step", "folder"],
+)
+def test_trouble_that_passes_is_no_failed_migration_and_the_lane_is_taken_later(
+    opened, folder, version_2, monkeypatch, trouble
+):
+    with monkeypatch.context() as troubled:
+
+        def back_up(*_: Any) -> None:
+            raise trouble
+
+        troubled.setattr(migrating, "back_up", back_up)
+        ledger = opened()
+        assert ledger.lane != "old", "usage has a place meanwhile"
+        ledger.maintain(now=DONE + 1)
+        (alarm,) = ledger.take_alarms()
+        assert (alarm.name, alarm.data["lane"]) == ("ledger.lane_put_off", "old")
+        ledger.maintain(now=DONE + TRY_AGAIN_S + 2)
+        assert ledger.take_alarms() == [], "one alarm is enough"
+    ledger.maintain(now=DONE + TRY_AGAIN_S + 3)
+    assert version(folder / "lane-old.db") == 1, "not at every turn"
+    ledger.maintain(now=DONE + 2 * TRY_AGAIN_S + 3)
+    assert version(folder / "lane-old.db") == 2
+    assert ledger.status(now=DONE).usage_records == 49
+    everything_billed(ledger)
+    assert conserved(ledger)
+
+
+def test_a_migration_that_failed_is_not_tried_at_every_turn(opened, folder, version_2, monkeypatch):
+    def step(*_: Any) -> None:
+        raise sqlite3.OperationalError("no such column: region")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(migrating, "bring_up", step)
+        ledger = opened()
+        assert [alarm.name for alarm in ledger.take_alarms()] == ["ledger.migration_failed"]
+    ledger.maintain(now=DONE + 10 * TRY_AGAIN_S)
+    assert ledger.take_alarms() == []
+    assert version(folder / "lane-old.db") == 1
 
 
 def test_versions_in_between_are_taken_one_after_the_other(opened, folder, monkeypatch):
