@@ -108,6 +108,8 @@ def create_subscription(desk: Desk, ids: tuple[str, ...], form: Form) -> str:
         "days_until_due": form.get("days_until_due", "30") if how == "send_invoice" else None,
         "payment_behavior": "default_incomplete" if how == "default_incomplete" else None,
         "backdate_start_date": start and typed_time(start),
+        "trial_period_days": form.text("trial"),
+        "discounts": [{"coupon": form.get("coupon")}] if form.text("coupon") else None,
     }
     return f"/subscriptions/{desk.ask('POST', '/v1/subscriptions', params)['id']}?done=created"
 

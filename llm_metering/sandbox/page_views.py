@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from .faults import KINDS, shown_fault
 from .page_charts import recent_events, try_out, usage_chart
 from .page_desk import PAGE_LENGTH, Denied, Desk
-from .page_words import is_metered
+from .page_words import coupon_words, is_metered
 from .prices import CURRENCY_CODES
 from .store import Doc
 
@@ -150,15 +150,17 @@ def new_subscription(desk: Desk, ids: tuple[str, ...], query: Form) -> Page:
         "prices": prices,
         "products": {one["id"]: one for one in desk.all("/v1/products")},
         "chosen_customer": query.get("customer"),
+        "coupons": _coupons(desk),
     }
 
 
 def subscription(desk: Desk, ids: tuple[str, ...], query: Form) -> Page:
-    found = desk.get(f"/v1/subscriptions/{ids[0]}", expand=["customer"])
+    found = desk.get(f"/v1/subscriptions/{ids[0]}", expand=["customer", "discounts.source.coupon"])
     prices = {item["price"]["id"]: _price(desk, item["price"]["id"]) for item in found["items"]["data"]}
     return "subscription.html", {
         "subscription": found,
         "prices": prices,
+        "coupons": [coupon_words(one["source"]["coupon"]) for one in found["discounts"]],
         "products": _products_of(desk, list(prices.values())),
         "invoices": desk.all("/v1/invoices", subscription=ids[0]),
         **_upcoming(desk, ids[0]),
@@ -245,6 +247,12 @@ def _price_choices(desk: Desk) -> dict[str, Any]:
 
 def _clocks(desk: Desk) -> list[Doc]:
     return [] if desk.account.livemode else desk.all("/v1/test_helpers/test_clocks")
+
+
+def _coupons(desk: Desk) -> list[tuple[str, str]]:
+    """What can be chosen, with nothing first; empty where there is no coupon."""
+    valid = [one for one in desk.all("/v1/coupons") if one["valid"]]
+    return [("", "None"), *((one["id"], coupon_words(one)) for one in valid)] if valid else []
 
 
 def _names(docs: list[Doc]) -> dict[str, str]:

@@ -86,12 +86,25 @@ def tier_rows(price: Doc) -> list[dict[str, str]]:
     return rows
 
 
+def coupon_words(coupon: Doc) -> str:
+    """A coupon in a line: "Friends: 25% off, once"."""
+    if coupon["percent_off"] is not None:
+        less = f"{plain(Decimal(str(coupon['percent_off'])))}%"
+    else:
+        less = money(coupon["amount_off"], coupon["currency"])
+    lasts = {"once": "once", "forever": "for ever"}.get(
+        coupon["duration"], f"for {coupon['duration_in_months']} months"
+    )
+    return f"{coupon['name'] or coupon['id']}: {less} off, {lasts}"
+
+
 def is_metered(price: Doc) -> bool:
     return (price.get("recurring") or {}).get("usage_type") == "metered"
 
 
 STATUS_TONES: Mapping[str, str] = {
-    "active": "good", "paid": "good", "counted": "good", "done": "good", "enabled": "good", "ready": "good",
+    "active": "good", "trialing": "good", "paid": "good", "counted": "good", "done": "good",
+    "enabled": "good", "ready": "good",
     "open": "warn", "draft": "", "waiting": "warn", "incomplete": "warn", "past_due": "warn",
     "refused": "bad", "failed": "bad", "unpaid": "bad", "uncollectible": "bad",
 }  # fmt: skip
@@ -103,7 +116,7 @@ def _charged(price: Doc) -> str:
     if price["billing_scheme"] == "tiered":
         tiers = [
             f"{money(tier['unit_amount_decimal'], currency)}"
-            + (f" + {money(tier['flat_amount_decimal'], currency)}" if tier["flat_amount"] else "")
+            + _flat(tier, currency)
             + (" above" if tier["up_to"] is None else f" to {number(tier['up_to'])}")
             for tier in price.get("tiers") or ()
         ]
@@ -112,6 +125,11 @@ def _charged(price: Doc) -> str:
     if price["transform_quantity"]:
         return f"{unit} per {number(price['transform_quantity']['divide_by'])} units"
     return f"{unit} per unit" if is_metered(price) else unit
+
+
+def _flat(tier: Doc, currency: str) -> str:
+    flat = Decimal(tier["flat_amount_decimal"] or 0)
+    return f" + {money(flat, currency)}" if flat else ""
 
 
 def _every(price: Doc) -> str:

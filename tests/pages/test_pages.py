@@ -258,3 +258,26 @@ def test_every_sentence_after_a_step_is_one_of_ours(http):
 def test_the_charting_library_ships_with_its_licence():
     assert (PACKAGE / "static/chart.umd.min.js").read_text(encoding="utf-8").startswith("/*!\n * Chart.js v")
     assert "The MIT License" in (PACKAGE / "static/chart.LICENSE.md").read_text(encoding="utf-8")
+
+
+def test_a_subscription_can_start_with_a_trial_and_a_coupon(sandbox, http):
+    api = sandbox.client().v1
+    api.coupons.create({"percent_off": 25, "duration": "once", "name": "Friends"})
+    meter = made(http, "/meters", **METER)
+    price = {"name": "Usage", "meter": meter, "scheme": "per_unit", "amount": "0.04", "usage_type": "metered"}
+    made(http, "/products", **price)
+    customer = made(http, "/customers", name="John Doe")
+    assert "Friends: 25% off, once" in http.get("/subscriptions/new").text
+    [coupon], [listed] = api.coupons.list().data, api.prices.list().data
+    form = {"customer": customer, "price": listed.id, "trial": "14", "coupon": coupon.id}
+    subscription = made(http, "/subscriptions", **form)
+    page = http.get(f"/subscriptions/{subscription}").text
+    for said in ("trialing", "Trial ends", "Friends: 25% off, once"):
+        assert said in page
+    api.subscriptions.update(subscription, {"trial_end": "now", "pause_collection": {"behavior": "void"}})
+    event = {"stripe_customer_id": customer, "value": "1000"}
+    api.billing.meter_events.create({"event_name": "hypernian_tokens", "payload": event})
+    assert "Collection paused" in http.get(f"/subscriptions/{subscription}").text
+    invoice = http.get(f"/subscriptions/{subscription}/upcoming").text
+    assert re.search(r"Discount</th><td class=\"num\">-\$10.00", invoice)
+    assert "$30.00 USD" in invoice
