@@ -53,7 +53,7 @@ class Metering:
         customer: Who is billed: a resolver such as `from_state("stripe_customer_id")`, any plain or async
             callable from a Starlette `HTTPConnection` to a customer id, or one customer id for all.
         settings: Default: read from the environment, see `Settings`.
-        ledger: A folder, "memory:", or a `Ledger`. Default: `settings.ledger`.
+        ledger: A folder, "postgresql://…", "memory:", or a `Ledger`. Default: `settings.ledger`.
         sender: Default: a `StripeSender` with `settings.stripe_api_key`; without a key nothing is sent.
         meters: Default: one `TokenMeter()`, which takes every token as `hypernian_tokens`.
         on_alarm: Called with each `Alarm`, beside the log record.
@@ -514,9 +514,14 @@ def _ledger(where: str | Path | Ledger, settings: Settings) -> Ledger:
         from .ledger.memory import MemoryLedger
 
         return MemoryLedger()
+    if text.startswith(("postgresql://", "postgres://")):
+        from .ledger.postgres import PostgresLedger
+
+        return PostgresLedger(text)
     if "://" in text and not text.startswith("file://"):
         raise ConfigurationError(
-            f"ledger={text!r} is not supported by this version; give a folder or 'memory:'"
+            f"a ledger at {text.partition('://')[0]}:// is not supported; give a folder, "
+            "'postgresql://…' or 'memory:'"
         )
     from .ledger.sqlite import SqliteLedger
 

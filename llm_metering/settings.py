@@ -36,8 +36,8 @@ class Settings:
     sender: Literal["v1", "stream"] = "v1"
     """LLM_METERING_SENDER: "v1" sends one event a request, "stream" up to 100 through Stripe's v2 event
     stream, for volume and in live mode; it needs `reconcile_every_s`."""
-    ledger: str = ".llm_metering"
-    """LLM_METERING_LEDGER: folder of the ledger, or "memory:" for tests."""
+    ledger: str = field(default=".llm_metering", repr=False)
+    """LLM_METERING_LEDGER: folder of the ledger; "postgresql://…" for a fleet; "memory:" for tests."""
     durability: Literal["commit", "memory"] = "commit"
     """LLM_METERING_DURABILITY: "commit" holds back the last message of a response until its usage is on
     disk; "memory" does not wait."""

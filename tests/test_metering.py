@@ -251,8 +251,8 @@ metering.stop()
 
 
 def test_a_ledger_that_is_not_supported_says_what_is() -> None:
-    with pytest.raises(ConfigurationError, match="give a folder or 'memory:'"):
-        metering_of(ledger="postgresql://localhost/usage")
+    with pytest.raises(ConfigurationError, match="give a folder, 'postgresql://…' or 'memory:'"):
+        metering_of(ledger="mysql://localhost/usage")
 
 
 def test_alarms_reach_the_callback() -> None:

@@ -21,6 +21,7 @@ from . import (
     invoicing,
     looking,
     migrating,
+    preparing,
     serving,
     standing,
     subscribing,
@@ -82,6 +83,9 @@ unresolved.command("list", cls=Command)(looking.list_unresolved)
 unresolved.command("assign", cls=Command)(deciding.assign)
 held.command("list", cls=Command)(looking.list_held)
 held.command("release", cls=Command)(deciding.release)
+ledger = typer.Typer(help="A ledger that a fleet shares, in PostgreSQL.")
+app.add_typer(ledger, name="ledger")
+ledger.command("migrate", cls=Command)(preparing.migrate)
 app.command("deliver", cls=Command)(delivering.deliver)
 app.command("pause", cls=Command)(deciding.pause)
 app.command("resume", cls=Command)(deciding.resume)

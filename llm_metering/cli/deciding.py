@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import customers
 from ..decisions import What
 from ..errors import ConfigurationError, LedgerError
-from ..ledger import LedgerView
-from ..ledger.desk import Decided, Desk
+from ..ledger.desk import Decided
+from ..ledger.places import desk_of
 from ..protocols import EventRow, RecordRow, State
 from .asking import WAIT, Reason, Wait, Who, Yes, confirm, person, report
 from .looking import records_table, show_events
 from .options import Json
 from .screen import Screen, number
 from .standing import Folder, open_ledger
+
+if TYPE_CHECKING:
+    from ..ledger.places import View
 
 _ALL = 1_000_000
 Identifiers = Annotated[
@@ -50,7 +53,7 @@ def replay(
         return _nothing(screen, folder, "dead")
     _show(screen, found, "to be replayed: a new one of the same value and time takes the place of each")
     confirm(screen, f"Replay {len(found):,} meter events?", yes=yes)
-    decided = _decide(folder, "replay", found, who, reason, wait)
+    decided = _decide(view, "replay", found, who, reason, wait)
     return report(screen, folder, decided, done="replayed")
 
 
@@ -71,7 +74,7 @@ def write_off(
         return _nothing(screen, folder, "dead")
     _show(screen, found, "to be written off: this usage will never be billed")
     confirm(screen, f"Write off {len(found):,} meter events?", yes=yes)
-    decided = _decide(folder, "write_off", found, who, reason, wait)
+    decided = _decide(view, "write_off", found, who, reason, wait)
     return report(screen, folder, decided, done="written off")
 
 
@@ -101,7 +104,7 @@ def resolve(
         "counted the old one after all, the customer is billed twice",
     )
     confirm(screen, "Settle it so?", yes=yes)
-    decided = _decide(folder, "arrived" if arrived else "not_arrived", found, who, reason, wait)
+    decided = _decide(view, "arrived" if arrived else "not_arrived", found, who, reason, wait)
     return report(screen, folder, decided, done="settled")
 
 
@@ -131,7 +134,7 @@ def assign(
         return _nothing(screen, folder, "unresolved")
     _show_records(screen, found, f"to be billed to {customer}")
     confirm(screen, f"Assign {len(found):,} records to {customer}?", yes=yes)
-    decided = _desk(folder, wait).decide(
+    decided = desk_of(view, wait).decide(
         "assign",
         _by_lane([(r.lane, r.record.id) for r in found]),
         who=person(who),
@@ -159,7 +162,7 @@ def release(
     _show_records(screen, found, "to be billed as they stand")
     confirm(screen, f"Release {len(found):,} records?", yes=yes)
     by_lane = _by_lane([(each.lane, each.record.id) for each in found])
-    decided = _desk(folder, wait).decide("release", by_lane, who=person(who), why=reason)
+    decided = desk_of(view, wait).decide("release", by_lane, who=person(who), why=reason)
     return report(screen, folder, decided, done="released", subject="record")
 
 
@@ -172,10 +175,10 @@ def pause(
     as_json: Json = False,
 ) -> None:
     """Send nothing to Stripe, from any process on this ledger, until `resume`. Usage is recorded as ever."""
-    screen, folder, _ = _begin(reason, ledger, as_json)
+    screen, folder, view = _begin(reason, ledger, as_json)
     screen.say(f"Nothing that is in {folder} will be sent to Stripe until: llm-metering resume")
     confirm(screen, "Pause sending?", yes=yes)
-    _told(screen, folder, _desk(folder, wait).pause(who=person(who), why=reason), "Sending is paused.")
+    _told(screen, folder, view, desk_of(view, wait).pause(who=person(who), why=reason), "Sending is paused.")
 
 
 def resume(
@@ -195,28 +198,24 @@ def resume(
         return
     screen.say(f"Sending was paused by {standing.who}: {standing.why}")
     confirm(screen, "Resume sending?", yes=yes)
-    _told(screen, folder, _desk(folder, wait).resume(who=person(who), why=reason), "Sending goes on.")
+    _told(screen, folder, view, desk_of(view, wait).resume(who=person(who), why=reason), "Sending goes on.")
 
 
 # Underneath.
 
 
-def _begin(reason: str, ledger: str | None, as_json: bool) -> tuple[Screen, str, LedgerView]:
+def _begin(reason: str, ledger: str | None, as_json: bool) -> tuple[Screen, str, View]:
     if not reason.strip() or not reason.isprintable():
         raise ConfigurationError("--reason must say why, on one line")
     folder, view = open_ledger(ledger)
     return Screen(as_json=as_json), folder, view
 
 
-def _desk(folder: str, wait_s: float) -> Desk:
-    return Desk(folder, wait_s=wait_s)
-
-
 def _decide(
-    folder: str, what: What, found: Sequence[EventRow], who: str | None, why: str, wait_s: float
+    view: View, what: What, found: Sequence[EventRow], who: str | None, why: str, wait_s: float
 ) -> Decided:
     by_lane = _by_lane([(each.lane, each.event.identifier) for each in found])
-    return _desk(folder, wait_s).decide(what, by_lane, who=person(who), why=why)
+    return desk_of(view, wait_s).decide(what, by_lane, who=person(who), why=why)
 
 
 def _by_lane(places: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -226,7 +225,7 @@ def _by_lane(places: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     return by_lane
 
 
-def _dead(view: LedgerView, folder: str, names: Sequence[str], everything: bool) -> list[EventRow]:
+def _dead(view: View, folder: str, names: Sequence[str], everything: bool) -> list[EventRow]:
     if bool(names) == everything:
         raise ConfigurationError("name meter events, or say --all")
     if names:
@@ -235,7 +234,7 @@ def _dead(view: LedgerView, folder: str, names: Sequence[str], everything: bool)
     return [each for each in view.events(states=states, limit=_ALL) if not each.written_off]
 
 
-def _named(view: LedgerView, folder: str, names: Sequence[str]) -> list[EventRow]:
+def _named(view: View, folder: str, names: Sequence[str]) -> list[EventRow]:
     found = []
     for name in dict.fromkeys(names):
         history = view.history(name)
@@ -245,7 +244,7 @@ def _named(view: LedgerView, folder: str, names: Sequence[str]) -> list[EventRow
     return found
 
 
-def _records(view: LedgerView, which: str, names: Sequence[str], everything: bool) -> list[RecordRow]:
+def _records(view: View, which: str, names: Sequence[str], everything: bool) -> list[RecordRow]:
     if bool(names) == everything:
         raise ConfigurationError("name records, or say --all")
     aside = view.set_aside("unresolved" if which == "unresolved" else "held", limit=_ALL)
@@ -274,9 +273,9 @@ def _nothing(screen: Screen, folder: str, what: str) -> None:
     screen.say(f"Nothing is {what}; nothing was changed.")
 
 
-def _told(screen: Screen, folder: str, decided: Decided, sentence: str) -> None:
+def _told(screen: Screen, folder: str, view: View, decided: Decided, sentence: str) -> None:
     """A pause is in force at once; the row that says who made it may follow."""
-    paused = LedgerView(folder).pause() is not None
+    paused = view.pause() is not None
     screen.document({"ledger": folder, "paused": paused, "changed": True, "on_record": not decided.waiting})
     screen.say(sentence, "green")
     if decided.waiting:

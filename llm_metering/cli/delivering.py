@@ -6,18 +6,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigurationError
-from ..ledger import LedgerView, SqliteLedger
+from ..ledger.places import worker_of
 from ..metering import Metering
 from ..protocols import Alarm
 from ..settings import Settings
 from .options import ApiBase, ApiKey, Json, Sandbox, Target
 from .screen import Screen, number
 from .standing import Folder, open_ledger
+
+if TYPE_CHECKING:
+    from ..ledger.places import View
 
 
 def deliver(
@@ -40,15 +43,15 @@ def deliver(
     as_json: Json = False,
 ) -> None:
     """Send usage to Stripe for services that record it and leave delivery to this worker, until Ctrl-C."""
-    folder, _ = open_ledger(ledger)
+    folder, view = open_ledger(ledger)
     screen = Screen(as_json=as_json)
-    with _worker(folder, every, Target(api_key, api_base, sandbox, live=True), screen) as metering:
+    with _worker(view, every, Target(api_key, api_base, sandbox, live=True), screen) as metering:
         if once:
             metering.flush(timeout)
         else:
             screen.say(f"Delivering what is handed over in {folder}. Ctrl-C ends it, and loses nothing.")
             _wait_for_a_signal()
-    left = _left(LedgerView(folder))
+    left = _left(view)
     counters = metering.telemetry.snapshot()
     sent = {name.partition(".")[2]: n for name, n in counters.items() if name in _OUTCOMES}
     screen.document({"ledger": folder, "sent": sent, "left": left})
@@ -66,7 +69,7 @@ _OUTCOMES = frozenset(
 
 
 @contextmanager
-def _worker(folder: str, every: float | None, target: Target, screen: Screen) -> Iterator[Metering]:
+def _worker(view: View, every: float | None, target: Target, screen: Screen) -> Iterator[Metering]:
     """A metering that records nothing and delivers what it can get hold of."""
     key, base = target.place()
     if key is None:
@@ -81,8 +84,7 @@ def _worker(folder: str, every: float | None, target: Target, screen: Screen) ->
         screen.say(f"{alarm.name}: {alarm.message}", "yellow")
 
     settings = Settings.from_env(**given, encodings=())
-    # Lanes are let go on purpose here, so none need be left to those who start.
-    with Metering(ledger=SqliteLedger(folder, adopt_after_s=0), settings=settings, on_alarm=tell) as metering:
+    with Metering(ledger=worker_of(view), settings=settings, on_alarm=tell) as metering:
         yield metering
 
 
@@ -97,6 +99,6 @@ def _wait_for_a_signal() -> None:
             signal.signal(which, handler)
 
 
-def _left(view: LedgerView) -> int:
+def _left(view: View) -> int:
     """Meter events that are not delivered."""
     return len(view.events(states=("PENDING", "SENDING", "AMBIGUOUS"), limit=10_000_000))

@@ -10,20 +10,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import ConfigurationError, LedgerError
 from ..ledger import LedgerView
+from ..ledger.places import is_postgres, view_of
 from ..protocols import Balance, LedgerStatus, UsageSum
 from ..settings import Settings
 from .options import Json
 from .screen import Screen, moment, number, row, table
 
+if TYPE_CHECKING:
+    from ..ledger.places import View
+    from ..ledger.postgres import PostgresBooks
+
 Folder = Annotated[
     str | None,
-    typer.Option("--ledger", metavar="FOLDER", help="The ledger's folder (env: LLM_METERING_LEDGER)."),
+    typer.Option(
+        "--ledger",
+        metavar="FOLDER",
+        help="The ledger's folder, or postgresql://… (env: LLM_METERING_LEDGER).",
+    ),
 ]
 
 
@@ -88,9 +97,12 @@ def usage(
     _show_usage(screen, usages)
 
 
-def open_ledger(ledger: str | None) -> tuple[str, LedgerView]:
-    """The folder that is meant, and its books."""
+def open_ledger(ledger: str | None) -> tuple[str, View]:
+    """The folder that is meant, or the place of the database, without its password; and its books."""
     folder = ledger or Settings.from_env().ledger
+    if is_postgres(folder):
+        books = cast("PostgresBooks", view_of(folder))
+        return books.place, books
     if folder.startswith("memory:"):
         raise ConfigurationError("a ledger in memory cannot be looked into from outside; name a folder")
     if not Path(folder).is_dir():

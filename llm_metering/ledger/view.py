@@ -70,6 +70,10 @@ class LedgerView:
         self._lane = lane
         self._is_full = is_full
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def balances(self) -> list[Balance]:
         return self._tally(events=True).balances()
 

@@ -2,7 +2,8 @@
 deliver from. Needs the extra `postgres`."""
 
 from .books import PostgresBooks
+from .desk import PostgresDesk
 from .ledger import PostgresLedger
 from .migrating import migrate
 
-__all__ = ["PostgresBooks", "PostgresLedger", "migrate"]
+__all__ = ["PostgresBooks", "PostgresDesk", "PostgresLedger", "migrate"]

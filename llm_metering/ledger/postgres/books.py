@@ -70,11 +70,15 @@ class PostgresBooks:
     """Reads a ledger, whoever is writing to it. Any thread may use it.
 
     Args:
-        url: Such as "postgresql://metering@db/billing", or a link that is there already.
+        url: Such as "postgresql://metering@db/billing".
+        schema: Where its tables are.
+        link: The connection, if there is one already.
     """
 
-    def __init__(self, url: str | Link, *, schema: str = SCHEMA) -> None:
-        self._link = url if isinstance(url, Link) else Link(url, schema=schema, keep=False)
+    def __init__(self, url: str, *, schema: str = SCHEMA, link: Link | None = None) -> None:
+        self.url = url
+        self.schema = schema
+        self._link = Link(url, schema=schema, keep=False) if link is None else link
         self._known = False
 
     @property

@@ -1,15 +1,22 @@
-"""What people decide of the records and events of a ledger. Every function works inside a transaction."""
+"""What people decide of the records and events of a ledger, and where they hand it in.
+
+Every function works inside a transaction.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Literal
 
-from ...decisions import Pause
-from .books import PAUSE, meta
-from .connecting import Db
+from ...decisions import MAX_SUBJECTS, SENDING, Decision, Pause, Ruling, What, new_decision_id
+from ..desk import Decided
+from ..rulings import Rulings
+from ..sqlite import new_identifier
+from . import migrating
+from .books import PAUSE, PostgresBooks, meta, pause_of
+from .connecting import Db, Link
 
 _CHANGED = """
     WITH old AS (
@@ -22,11 +29,74 @@ _CHANGED = """
     INSERT INTO action (at, who, why, what, subject, before, after)
     SELECT %(at)s, %(who)s, %(why)s, %(what)s, id, before, %(value)s FROM changed
 """
+_METERS = "paused_meters"
 _HOW = {
     "assign": ("customer", "customer IS NULL"),
     "hold": ("held", "held IS NULL"),
     "release": ("held", "held IS NOT NULL"),
 }
+
+
+class PostgresDesk:
+    """Carries out decisions at once, whoever works on the ledger beside it.
+
+    Args:
+        books: Of the ledger.
+    """
+
+    def __init__(self, books: PostgresBooks) -> None:
+        self._link = Link(books.url, schema=books.schema, keep=False)
+        self._rulings = Rulings(self._link.db, new_identifier)
+
+    def decide(
+        self,
+        what: What,
+        subjects: Mapping[str, Sequence[str]],
+        *,
+        who: str,
+        why: str,
+        customer: str | None = None,
+    ) -> Decided:
+        """Decide of events or records, which are named by the lane that they are in.
+
+        Raises:
+            LedgerError: The server failed.
+            ValueError: It is no decision that could be carried out.
+        """
+        names = tuple(dict.fromkeys(name for some in subjects.values() for name in some))
+        groups = [names[i : i + MAX_SUBJECTS] for i in range(0, len(names), MAX_SUBJECTS)]
+        decided = Decided()
+        for group in groups:
+            decided.rulings += self._decide(what, group, who, why, customer)
+        return decided
+
+    def pause(self, *, who: str, why: str) -> Decided:
+        """Let nothing be sent from any process, those to come included."""
+        return Decided(self._decide("pause", (SENDING,), who, why))
+
+    def resume(self, *, who: str, why: str) -> Decided:
+        """Lift a person's pause."""
+        return Decided(self._decide("resume", (SENDING,), who, why))
+
+    def _decide(
+        self, what: What, names: tuple[str, ...], who: str, why: str, customer: str | None = None
+    ) -> list[Ruling]:
+        id_ = new_decision_id()
+
+        def body(db: Db) -> list[Ruling]:
+            migrating.check(db, self._link)
+            return carry_out(db, self._rulings, Decision(what, names, who, why, db.began_at, id_, customer))
+
+        return self._link.run(body, isolation="REPEATABLE READ")
+
+
+def carry_out(db: Db, rulings: Rulings, decision: Decision) -> list[Ruling]:
+    """Do it, once, and put it on record."""
+    if decision.what in ("pause", "resume"):
+        decision = replace(decision, before="paused" if pause_of(db) else "sending")
+        pause = Pause(decision.who, decision.why, decision.at) if decision.what == "pause" else None
+        set_meta(db, PAUSE, None if pause is None else json.dumps(asdict(pause)))
+    return rulings.carry_out(decision, now=decision.at)
 
 
 def change(
@@ -63,13 +133,6 @@ def set_meta(db: Db, name: str, value: str | None) -> None:
         name=name,
         value=value,
     )
-
-
-def set_pause(db: Db, pause: Pause | None) -> None:
-    set_meta(db, PAUSE, None if pause is None else json.dumps(asdict(pause)))
-
-
-_METERS = "paused_meters"
 
 
 def paused_meters(db: Db) -> dict[str, str]:

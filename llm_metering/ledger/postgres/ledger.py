@@ -60,6 +60,8 @@ class PostgresLedger:
         new_id: Makes identifiers of meter events; at most 100 characters.
         random: A number from 0 to 1, for the jitter of retries.
         lease_s: How long a claim may stay unanswered before it counts as a crash.
+        hold_s: How long this worker may be silent before others take its customers; longer than the rounds
+            of delivery, `flush_every_s`, are apart.
         clock: "server" goes by the server's clock, one for the whole fleet; "caller" by what each call is
             told, for tests on a virtual clock.
     """
@@ -72,13 +74,15 @@ class PostgresLedger:
         new_id: Callable[[], str] = new_identifier,
         random: Callable[[], float] = dice.random,
         lease_s: float = states.LEASE_S,
+        hold_s: float = workers.HOLD_S,
         clock: Literal["server", "caller"] = "server",
     ) -> None:
         self._link = Link(url, schema=schema)
         self._reader = Link(url, schema=schema, keep=False)
-        self._books = PostgresBooks(self._reader)
+        self._books = PostgresBooks(url, schema=schema, link=self._reader)
         self._random = random
         self._lease_s = lease_s
+        self._hold_s = hold_s
         self._by_server = clock == "server"
         db = self._link.db
         self._rulings = Rulings(db, new_id)
@@ -90,7 +94,7 @@ class PostgresLedger:
         """Be another worker: what was under way is somebody else's, if this is a forked child."""
         self._pid = os.getpid()
         self._worker = new_identifier()
-        self._post = workers.Post(self._worker)
+        self._post = workers.Post(self._worker, self._hold_s)
         self._intake = intake.Intake(self._link.db, self._worker)
         self._freezer = Freezer(self._link.db, self._intake.keys, self._new_id)
         self._turn = sending.Turn()
@@ -107,12 +111,12 @@ class PostgresLedger:
     def open(self, *, now: float) -> None:
         if self._is_open:
             return
-        doubtful = self._link.run(self._check)
-        self._is_open, self._reader.keep = True, True
         try:
+            doubtful = self._link.run(self._check)
+            self._is_open, self._reader.keep = True, True
             self._recovered += self._do(self._arrive, now)
         except BaseException:
-            self._is_open, self._reader.keep = False, False
+            self._end()
             raise
         self._warn(doubtful)
 
@@ -125,10 +129,7 @@ class PostgresLedger:
         except LedgerError:
             pass  # the server is gone; leases run out by themselves
         finally:
-            self._is_open, self._reader.keep = False, False
-            self._post.forget()
-            self._link.close()
-            self._reader.close()
+            self._end()
 
     def bind(self, account: str) -> None:
         def body(db: Db, _: float) -> str | None:
@@ -386,6 +387,12 @@ class PostgresLedger:
             self._ahead_s = now - db.began_at
         return db.began_at
 
+    def _end(self) -> None:
+        self._is_open, self._reader.keep = False, False
+        self._post.forget()
+        self._link.close()
+        self._reader.close()
+
     def _check(self, db: Db) -> list[str]:
         migrating.check(db, self._link)
         self._checked_at = db.began_at if self._by_server else self._checked_at
@@ -435,17 +442,10 @@ class PostgresLedger:
     def _decide(self, what: What, subjects: Sequence[str], who: str, why: str, now: float) -> list[Ruling]:
         if not subjects:
             return []
-        id_ = new_decision_id()
-
-        def body(db: Db, at: float) -> list[Ruling]:
-            pausing = what in ("pause", "resume")
-            before = None if not pausing else "paused" if pause_of(db) else "sending"
-            decision = Decision(what, tuple(dict.fromkeys(subjects)), who, why, at, id_, before=before)
-            if pausing:
-                desk.set_pause(db, Pause(who, why, at) if what == "pause" else None)
-            return self._rulings.carry_out(decision, now=at)
-
-        return self._judge(body, now)
+        id_, names = new_decision_id(), tuple(dict.fromkeys(subjects))
+        return self._judge(
+            lambda db, at: desk.carry_out(db, self._rulings, Decision(what, names, who, why, at, id_)), now
+        )
 
     def _tell_time(self, now: float) -> None:
         """Note the time now and then; where the clock went back, move along what was measured on it."""

@@ -22,7 +22,6 @@ STREAMS_S = 900.0
 """How long a process may be silent before its streams under way count as ended. A process that records is
 heard of every `flush_every_s`."""
 _TOUCH_EVERY_S = 10.0
-_RENEW_EVERY_S = HOLD_S / 6
 
 _TOUCH = """
     INSERT INTO worker (id, host, pid, seen_at, delivers_until)
@@ -56,8 +55,9 @@ _TAKE = """
 class Post:
     """One worker's place among the others. Every method works inside a transaction."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, hold_s: float = HOLD_S) -> None:
         self.worker = worker
+        self._hold_s = hold_s
         self.partitions: list[int] | None = None
         """Those that it held when it last looked; None if it never did, as one that only records."""
         self._touched_at = float("-inf")
@@ -67,7 +67,7 @@ class Post:
         """Say that this process is at work; seldom more than every ten seconds."""
         if not delivers and 0 <= now - self._touched_at < _TOUCH_EVERY_S:
             return
-        until = now + HOLD_S if delivers else None
+        until = now + self._hold_s if delivers else None
         host = socket.gethostname()
         db.run(_TOUCH, id=self.worker, host=host, pid=os.getpid(), now=now, until=until)
         self._touched_at = now
@@ -80,10 +80,10 @@ class Post:
             balance: Look whether the share is right, as others may have come or gone.
         """
         mine = [number for (number,) in db.run(_LOCK, id=self.worker)]
-        due = not 0 <= now - self._renewed_at < _RENEW_EVERY_S
+        due = not 0 <= now - self._renewed_at < self._hold_s / 6
         if due:
             self.touch(db, now, delivers=True)
-            db.run(_RENEW, numbers=mine, until=now + HOLD_S)
+            db.run(_RENEW, numbers=mine, until=now + self._hold_s)
         changed: list[Transition] = []
         if due or balance or not self.partitions:
             mine, changed = self._balance(db, now, mine)
@@ -114,7 +114,7 @@ class Post:
         free = [number for (number,) in db.run(_FREE, id=self.worker, now=now, limit=wanted)]
         if not free:
             return mine, []
-        db.run(_TAKE, id=self.worker, until=now + HOLD_S, numbers=free)
+        db.run(_TAKE, id=self.worker, until=now + self._hold_s, numbers=free)
         return sorted(mine + free), crash_sending(db, now, free)
 
 

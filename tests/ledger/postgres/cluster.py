@@ -133,6 +133,13 @@ class Cluster:
             migrate(place.url, schema=place.schema)
         return place
 
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        self._number += 1
+        name = f"d{self._number}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
     def _answers(self) -> bool:
         try:
             self.execute("SELECT 1")

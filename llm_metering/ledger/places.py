@@ -1,0 +1,51 @@
+"""Which ledger a text names: a folder of this host, or a PostgreSQL database that a fleet shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .desk import Desk
+from .sqlite import SqliteLedger
+from .view import LedgerView
+
+if TYPE_CHECKING:
+    from .postgres import PostgresBooks, PostgresDesk, PostgresLedger
+
+    View = LedgerView | PostgresBooks
+
+
+def is_postgres(where: str) -> bool:
+    """Whether it is a database rather than a folder."""
+    return where.startswith(("postgresql://", "postgres://"))
+
+
+def view_of(where: str) -> View:
+    """The books, for readers.
+
+    Raises:
+        MissingExtra: It is a database, and psycopg is not installed.
+    """
+    if not is_postgres(where):
+        return LedgerView(where)
+    from .postgres import PostgresBooks
+
+    return PostgresBooks(where)
+
+
+def desk_of(view: View, wait_s: float) -> Desk | PostgresDesk:
+    """Where decisions about this ledger are handed in."""
+    if isinstance(view, LedgerView):
+        return Desk(view.folder, wait_s=wait_s)
+    from .postgres import PostgresDesk
+
+    return PostgresDesk(view)
+
+
+def worker_of(view: View) -> SqliteLedger | PostgresLedger:
+    """The ledger, for a process that delivers from it what others record."""
+    if isinstance(view, LedgerView):
+        # Lanes are let go on purpose here, so none need be left to those who start.
+        return SqliteLedger(view.folder, adopt_after_s=0)
+    from .postgres import PostgresLedger
+
+    return PostgresLedger(view.url, schema=view.schema)
