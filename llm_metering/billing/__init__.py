@@ -14,11 +14,14 @@
 
 from __future__ import annotations
 
+from .alerts import Alert, archive_alert, create_alert, find_alerts
 from .applying import Applied, apply
 from .catalog import Catalog, Item, MeterSpec, Offer, ProductSpec
 from .connection import SANDBOX_URL, connect
+from .credits import Credit, expire_credit, find_credits, grant_credit, void_credit
 from .events import SentEvent, send_test_event
 from .files import load_catalog, parse_catalog
+from .grants import AlertSpec, CreditSpec
 from .guides import FlatFeeWithOverages, PayAsYouGo
 from .invoices import Invoice, InvoiceLine, PriceTotal, fetch_invoice, find_invoices
 from .migrations import Migrated, migrate, plan_migration
@@ -39,10 +42,14 @@ from .subscriptions import (
 
 __all__ = [
     "SANDBOX_URL",
+    "Alert",
+    "AlertSpec",
     "Amount",
     "Applied",
     "Catalog",
     "Change",
+    "Credit",
+    "CreditSpec",
     "Difference",
     "Estimate",
     "FlatFeeWithOverages",
@@ -68,14 +75,20 @@ __all__ = [
     "SubscriptionItem",
     "Tier",
     "apply",
+    "archive_alert",
     "check_prices",
     "compare",
     "connect",
+    "create_alert",
     "create_customer",
     "estimate",
+    "expire_credit",
     "fetch_invoice",
+    "find_alerts",
+    "find_credits",
     "find_invoices",
     "find_subscriptions",
+    "grant_credit",
     "load_catalog",
     "migrate",
     "parse_catalog",
@@ -85,4 +98,5 @@ __all__ = [
     "rate",
     "send_test_event",
     "subscribe",
+    "void_credit",
 ]

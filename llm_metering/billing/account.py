@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from .alerts import found_alerts
 from .catalog import Catalog
 from .facts import Fact, Found, Kind
 from .leftovers import Leftover, fetch_shelf, find_leftovers
@@ -49,8 +50,9 @@ def fetch(catalog: Catalog, client: StripeClient, *, leftovers: bool = False) ->
     with doing("reading what the account has"):
         products = list(_products(client, [p.id for p in catalog.products]))
         rest = _meters_and_prices(catalog, client)
+        alerts = _alerts(catalog, client, rest)
         left = _leftovers(catalog, client) if leftovers else ()
-    return Account({(found.kind, found.key): found for found in [*products, *rest]}, left)
+    return Account({(found.kind, found.key): found for found in [*products, *rest, *alerts]}, left)
 
 
 def fetch_prices(catalog: Catalog, client: StripeClient) -> Account:
@@ -67,6 +69,11 @@ def _meters_and_prices(catalog: Catalog, client: StripeClient) -> list[Found]:
     used = {price.fixed["meter"] for price in prices if price.ours}
     ours = {m.event_name for m in meters if m.event_name in used or m.event_name not in priced}
     return [*(_found_meter(meter, ours=meter.event_name in ours) for meter in meters), *prices]
+
+
+def _alerts(catalog: Catalog, client: StripeClient, rest: Iterable[Found]) -> list[Found]:
+    names = {found.id: found.key for found in rest if found.kind == "meter"}
+    return list(found_alerts(client, {alert.title for alert in catalog.alerts}, names))
 
 
 def _leftovers(catalog: Catalog, client: StripeClient) -> tuple[Leftover, ...]:

@@ -15,12 +15,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import BillingError
 from .account import KEY, MARK, MARK_VALUE, Account, fetch
+from .alerts import alert_params
 from .catalog import Catalog, MeterSpec, ProductSpec
+from .grants import AlertSpec
 from .money import wire
 from .planning import Change, Plan, compare
 from .prices import PriceSpec
@@ -50,6 +52,8 @@ class Applied:
     """What this run did; empty if the account matched already."""
     left: tuple[Change, ...] = ()
     """With `archive`: what is ours and not in the catalog, and had to stay. `note` says why."""
+    alerts: Mapping[str, str] = field(default_factory=dict)
+    """Stripe's id by title."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,6 +61,7 @@ class Applied:
             "meters": dict(self.meters),
             "products": dict(self.products),
             "prices": dict(self.prices),
+            "alerts": dict(self.alerts),
             "changes": Plan(self.catalog, self.changes).as_dict()["changes"],
             "left": Plan(self.catalog, self.left).as_dict()["changes"],
         }
@@ -108,6 +113,7 @@ def _applied(plan: Plan, account: Account, done: list[Change]) -> Applied:
         account.ids("price"),
         tuple(done),
         tuple(change for change in plan.changes if change.action == "leave"),
+        account.ids("alert"),
     )
 
 
@@ -195,6 +201,8 @@ def _do(change: Change, catalog: Catalog, client: StripeClient, meters: dict[str
         return _do_meter(change, catalog.meter(change.key), client, salt)
     if change.kind == "product":
         return _do_product(change, catalog.product(change.key), client, salt)
+    if change.kind == "alert":
+        return _do_alert(change, catalog.alert(change.key), client, meters, salt)
     return _do_price(change, catalog.price(change.key), client, meters, salt)
 
 
@@ -241,6 +249,18 @@ def _do_price(
     if price.nickname is not None:
         edits["nickname"] = price.nickname
     return prices.update(change.id, cast("Any", edits)).id
+
+
+def _do_alert(
+    change: Change, alert: AlertSpec, client: StripeClient, meters: Mapping[str, str], salt: int
+) -> str:
+    alerts = client.v1.billing.alerts
+    if change.action == "reactivate" and change.id is not None:
+        return alerts.activate(change.id).id
+    if change.id is not None:
+        alerts.archive(change.id)
+    params = alert_params(alert, meters[alert.meter])
+    return alerts.create(cast("Any", params), _once(change, params, salt)).id
 
 
 def meter_params(meter: MeterSpec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar, get_args
 
 from ..errors import ConfigurationError
 from .checks import count, one_of, refuse, text
+from .grants import AlertSpec, CreditSpec
 from .prices import PriceSpec
 
 Aggregation = Literal["sum", "count", "last"]
@@ -98,9 +99,13 @@ class Catalog:
     products: tuple[ProductSpec, ...] = ()
     prices: tuple[PriceSpec, ...] = ()
     offers: tuple[Offer, ...] = ()
+    credits: tuple[CreditSpec, ...] = ()
+    """What customers may be granted with `grant_credit`; `apply` has nothing to do for them."""
+    alerts: tuple[AlertSpec, ...] = ()
+    """For every customer; `apply` makes them."""
 
     def __post_init__(self) -> None:
-        for name in ("meters", "products", "prices", "offers"):
+        for name in ("meters", "products", "prices", "offers", "credits", "alerts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_unique(self)
         _check_references(self)
@@ -111,6 +116,8 @@ class Catalog:
             products=tuple(dict.fromkeys(self.products + other.products)),
             prices=tuple(dict.fromkeys(self.prices + other.prices)),
             offers=tuple(dict.fromkeys(self.offers + other.offers)),
+            credits=tuple(dict.fromkeys(self.credits + other.credits)),
+            alerts=tuple(dict.fromkeys(self.alerts + other.alerts)),
         )
 
     def meter(self, event_name: str) -> MeterSpec:
@@ -122,6 +129,12 @@ class Catalog:
     def price(self, key: str) -> PriceSpec:
         return _find("price", key, {p.key: p for p in self.prices})
 
+    def credit(self, key: str) -> CreditSpec:
+        return _find("credit", key, {c.key: c for c in self.credits})
+
+    def alert(self, title: str) -> AlertSpec:
+        return _find("alert", title, {a.title: a for a in self.alerts})
+
     def offer(self, name: str | None = None) -> Offer:
         """The offer of that name; without a name the only one."""
         if name is None and len(self.offers) == 1:
@@ -132,7 +145,7 @@ class Catalog:
         return _find("offer", name, {o.name: o for o in self.offers})
 
 
-_Spec = TypeVar("_Spec", MeterSpec, ProductSpec, PriceSpec, Offer)
+_Spec = TypeVar("_Spec", MeterSpec, ProductSpec, PriceSpec, Offer, CreditSpec, AlertSpec)
 
 
 def _find(kind: str, name: str, known: dict[str, _Spec]) -> _Spec:
@@ -155,6 +168,8 @@ def _names(catalog: Catalog) -> Iterator[tuple[str, list[str]]]:
     yield "product", [p.id for p in catalog.products]
     yield "price", [p.key for p in catalog.prices]
     yield "offer", [o.name for o in catalog.offers]
+    yield "credit", [c.key for c in catalog.credits]
+    yield "alert", [a.title for a in catalog.alerts]
 
 
 def _check_references(catalog: Catalog) -> None:
@@ -164,6 +179,21 @@ def _check_references(catalog: Catalog) -> None:
             _known(f"price {price.key!r}", "meter", price.meter, [m.event_name for m in catalog.meters])
     for offer in catalog.offers:
         _check_offer(catalog, offer)
+    for credit in catalog.credits:
+        _check_credit(catalog, credit)
+    for alert in catalog.alerts:
+        _known(f"alert {alert.title!r}", "meter", alert.meter, [m.event_name for m in catalog.meters])
+
+
+def _check_credit(catalog: Catalog, credit: CreditSpec) -> None:
+    where = f"credit {credit.key!r}"
+    prices = {p.key: p for p in catalog.prices}
+    for key in credit.prices:
+        _known(where, "price", key, list(prices))
+        if not prices[key].metered:
+            refuse(where, f"{key!r} is a licence; credits pay for metered prices only")
+        if prices[key].currency != credit.currency:
+            refuse(where, f"{key!r} is in {prices[key].currency!r}, and the credit in {credit.currency!r}")
 
 
 def _check_offer(catalog: Catalog, offer: Offer) -> None:

@@ -12,10 +12,11 @@ from decimal import Decimal
 from typing import Literal
 
 from .catalog import Catalog, MeterSpec, ProductSpec
+from .grants import AlertSpec
 from .money import major_units, show
 from .prices import PriceSpec
 
-Kind = Literal["meter", "product", "price"]
+Kind = Literal["meter", "product", "price", "alert"]
 TierFact = tuple[int | None, Decimal, Decimal]
 """Last unit (None: open), unit amount, flat amount."""
 Fact = str | int | Decimal | tuple[TierFact, ...] | None
@@ -28,7 +29,7 @@ class Wanted:
 
     kind: Kind
     key: str
-    """Event name, product id or lookup key: how it is found again."""
+    """Event name, product id, lookup key or title: how it is found again."""
     fixed: Facts
     editable: Facts
     """Only what the catalog says; None is left alone."""
@@ -55,6 +56,7 @@ def wanted(catalog: Catalog) -> list[Wanted]:
         *map(_meter, catalog.meters),
         *map(_product, catalog.products),
         *map(_price, catalog.prices),
+        *map(_alert, catalog.alerts),
     ]
 
 
@@ -151,3 +153,9 @@ def _price(price: PriceSpec) -> Wanted:
     facts = price_facts(price)
     editable: dict[str, Fact] = {} if price.nickname is None else {"nickname": price.nickname}
     return Wanted("price", price.key, facts, editable, summary_of_price(facts))
+
+
+def _alert(alert: AlertSpec) -> Wanted:
+    fixed: dict[str, Fact] = {"meter": alert.meter, "threshold": alert.threshold}
+    summary = f"a webhook, once a customer's {alert.meter} reach {alert.threshold:,}; usage goes on"
+    return Wanted("alert", alert.title, fixed, {}, summary)

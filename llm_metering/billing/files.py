@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigurationError, MissingExtra
 from .catalog import Catalog, Item, MeterSpec, Offer, ProductSpec
+from .grants import AlertSpec, CreditSpec
 from .guides import FLAT_FEE, PAY_AS_YOU_GO, FlatFeeWithOverages, PayAsYouGo
 from .prices import PriceSpec, Tier
 
 _T = TypeVar("_T")
 _GUIDES: Mapping[str, type[Catalog]] = {PAY_AS_YOU_GO: PayAsYouGo, FLAT_FEE: FlatFeeWithOverages}
-_PARTS = ("meters", "products", "prices", "offers", *_GUIDES)
+_PARTS = ("meters", "products", "prices", "offers", "credits", "alerts", *_GUIDES)
 
 
 def load_catalog(path: str | os.PathLike[str]) -> Catalog:
@@ -41,8 +42,9 @@ def load_catalog(path: str | os.PathLike[str]) -> Catalog:
 def parse_catalog(text: str) -> Catalog:
     """Read a catalog from TOML text.
 
-    Tables `[[meters]]`, `[[products]]`, `[[prices]]` and `[[offers]]` have the fields of `MeterSpec`,
-    `ProductSpec`, `PriceSpec` and `Offer`; `[pay-as-you-go]` and `[flat-fee]` the arguments of the guides.
+    Tables `[[meters]]`, `[[products]]`, `[[prices]]`, `[[offers]]`, `[[credits]]` and `[[alerts]]` have the
+    fields of `MeterSpec`, `ProductSpec`, `PriceSpec`, `Offer`, `CreditSpec` and `AlertSpec`;
+    `[pay-as-you-go]` and `[flat-fee]` the arguments of the guides.
     Amounts may be numbers or text; both are read exactly.
     """
     document = _parse_toml(text)
@@ -52,6 +54,8 @@ def parse_catalog(text: str) -> Catalog:
         products=_each(document, "products", lambda d, at: _make(ProductSpec, d, at)),
         prices=_each(document, "prices", _price),
         offers=_each(document, "offers", _offer),
+        credits=_each(document, "credits", lambda d, at: _make(CreditSpec, d, at)),
+        alerts=_each(document, "alerts", lambda d, at: _make(AlertSpec, d, at)),
     )
     for name, guide in _GUIDES.items():
         if name in document:

@@ -62,7 +62,7 @@ class Change:
     action: Action
     kind: Kind
     key: str
-    """Event name, product id or lookup key."""
+    """Event name, product id, lookup key or title."""
     summary: str
     id: str | None = None
     """Stripe's id of the object that is there."""
@@ -171,6 +171,11 @@ def _decide(kind: Kind, found: Found, fixed: bool, editable: bool) -> tuple[Acti
         return "conflict", (
             "a meter's aggregation and payload keys never change, and its event name stays taken even when "
             "it is deactivated: choose another event name, or make the catalog say what this meter does"
+        )
+    if fixed and kind == "alert":
+        return "replace", (
+            "an alert is never edited: the old one is archived, and the new one counts only what is reported "
+            "from now on, also of customers that the old one has told of"
         )
     if fixed:
         was = "" if kind != "price" else f" ({summary_of_price(found.fixed)})"

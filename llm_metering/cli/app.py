@@ -26,6 +26,7 @@ from . import (
     standing,
     subscribing,
 )
+from .crediting import alerts, credit_grants
 from .faulting import faults
 from .options import Command
 from .screen import complain
@@ -54,6 +55,8 @@ app.command("subscribe", cls=Command)(subscribing.subscribe)
 app.command("test-event", cls=Command)(invoicing.send)
 app.command("preview", cls=Command)(invoicing.preview)
 app.command("invoices", cls=Command)(invoicing.invoices)
+app.add_typer(credit_grants, name="credits")
+app.add_typer(alerts, name="alerts")
 app.command("estimate", cls=Command)(estimating.estimate)
 app.command("status", cls=Command)(standing.status)
 app.command("usage", cls=Command)(standing.usage)

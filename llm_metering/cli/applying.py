@@ -35,6 +35,10 @@ Archive = Annotated[
         help="The catalog is all that is sold: switch off what is ours, not in it, and bills nobody.",
     ),
 ]
+ALERT_LIMITS = (
+    "An alert sends a webhook, once in a customer's life. It never limits usage: who must not use more "
+    "has to be stopped before the model is called."
+)
 File = Annotated[str, typer.Argument(metavar="CATALOG", help="A catalog in TOML, or the name of a guide.")]
 
 _COLOURS = {
@@ -225,7 +229,7 @@ def _advance(bar: Progress | None) -> None:
 
 
 def _refuse_unasked(plan: Plan, replace: bool) -> None:
-    changes = [change for change in plan.changes if change.action == "replace"]
+    changes = [c for c in plan.changes if (c.action, c.kind) == ("replace", "price")]
     if changes and not replace:
         differs = "; ".join(f"{d.field} {d.found} -> {d.wanted}" for d in changes[0].differences)
         raise BillingError(
@@ -251,7 +255,16 @@ def _show_applied(screen: Screen, applied: Applied) -> None:
     if not applied.changes:
         screen.say("Everything was there already; nothing was changed.")
     ids = table("what", "name", "Stripe id")
-    for kind, names in (("meter", applied.meters), ("product", applied.products), ("price", applied.prices)):
+    for kind, names in (
+        ("meter", applied.meters),
+        ("product", applied.products),
+        ("price", applied.prices),
+        ("alert", applied.alerts),
+    ):
         for name, id_at_stripe in names.items():
             row(ids, kind, name, id_at_stripe)
     screen.table(ids)
+    for change in applied.left:
+        screen.say(f"{change.kind} {change.key} stays: {change.note}")
+    if applied.alerts:
+        screen.say(ALERT_LIMITS)
