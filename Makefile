@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 BROWSER ?= chromium chromium-driver
+DATABASE ?= postgresql
 
 .PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz system clean
 .DEFAULT_GOAL := help
@@ -59,12 +60,17 @@ soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak M
 fuzz: $(READY) ## Minutes of hostile bytes and values for every reader: make fuzz MINUTES=10
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-system: ## Install what the browser tests need, where it is missing (Debian, as root or with sudo)
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then echo "Chromium is there"; \
-	elif ! command -v apt-get >/dev/null; then echo "Not a Debian: install Chromium and its driver"; exit 1; \
-	else sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$sudo apt-get update -qq && \
-	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER); fi
+system: ## Install the browser and PostgreSQL for tests, where they are missing (Debian, as root or with sudo)
+	@missing=; \
+	if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then echo "Chromium is there"; \
+	else missing="$(BROWSER)"; fi; \
+	if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then echo "PostgreSQL is there"; \
+	else missing="$$missing $(DATABASE)"; fi; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo "Not a Debian: install$$missing"; exit 1; fi; \
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
