@@ -39,6 +39,7 @@ FLOORS = {
     "reports": 4,
     "settling": 4,
     "adapters": 5,
+    "carrying": 5,
     "metering": 5,
     "billing": 6,
     "reconcile": 6,
@@ -59,6 +60,7 @@ MAY_MEET = {
     ("providers", "sse"),
     ("providers", "counting"),
     ("flusher", "delivery"),
+    ("adapters", "carrying"),
     ("settling", "reports"),
     ("testing", "sandbox"),
 }

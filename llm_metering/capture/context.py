@@ -6,6 +6,7 @@ the context but share that object, so what an endpoint counts the middleware see
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -287,6 +288,21 @@ def leave(scope: Scope, token: Token[Scope | None]) -> None:
         return
 
 
+def _forget() -> None:
+    """In a forked child: it begins with nobody's context. A worker of a process pool lives on after the
+    request in which it happened to be started, and would bill everything to that customer."""
+    _current.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def is_on_disk(request: Scope) -> bool:
     """Whether everything that a request recorded so far is committed."""
-    return not request.parked and all(ticket.done for ticket in request.tickets or ())
+    if request.parked:
+        return False
+    for ticket in request.tickets or ():  # noqa: SIM110  (asked for every response, mostly of one)
+        if not ticket.done:
+            return False
+    return True
