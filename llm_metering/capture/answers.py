@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ..providers.wire import STREAMED, read_known
 from ..providers.wire_frames import FRAMED
 from ..usage import Reading, Usage
 from .bodies import Inflater, KeptBody
+from .context import is_on_disk
 from .streams import StreamTap
 from .waiting import asyncio_loop
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
 
     from .context import Scope
+    from .lifespan import Message, Send
     from .recorder import Recorder
+
+LAST = frozenset(("http.response.body", "http.response.pathsend", "websocket.close"))
+"""Messages that may be the last of a response."""
 
 LOOK_AFTER_CHUNKS = 32
 LOOK_AFTER_BYTES = 16_384
@@ -40,21 +45,33 @@ class AppAnswer:
         recorder: Where the record goes.
         scope: The request's.
         api: "embeddings" where the route says so; None is some generation.
+        send: Where the messages go on to.
+        hold: Sends a last message once what was recorded is on disk; None where nothing waits for that.
     """
 
     __slots__ = (
-        "_api", "_began", "_keeps_text", "_kind", "_noted", "_recorder", "_request", "_scope", "_tally",
-        "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
+        "_api", "_began", "_hold", "_keeps_text", "_kind", "_noted", "_recorder", "_request", "_scope",
+        "_send", "_tally", "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
     """Take the next bytes of the body; None where nothing is read."""
 
-    def __init__(self, recorder: Recorder, scope: Scope, *, api: str | None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        scope: Scope,
+        *,
+        api: str | None,
+        send: Send,
+        hold: Callable[[Scope, Send, Message], Awaitable[None]] | None,
+    ) -> None:
         self._recorder = recorder
         self._scope = scope
         self._api = api
-        self._request = KeptBody(recorder.settings.max_body_bytes)
+        self._send = send
+        self._hold = hold
+        self._request: KeptBody | None = None
         self._tally: AnswerTally | None = None
         self._tap: StreamTap | None = None
         self._whole: bytes | None = None
@@ -73,9 +90,39 @@ class AppAnswer:
         """Keep what the client asked, for counting what the answer does not report."""
         try:
             if chunk := message.get("body"):
-                self._request.feed(chunk)
+                self._asked.feed(chunk)
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
+
+    def pass_on(self, message: Message) -> Awaitable[None]:
+        """Look at a message of the answer, and send it.
+
+        Not a coroutine of its own: a message costs no more than a look at it, unless it has to wait.
+        """
+        if message["type"] != "http.response.body":
+            return self._pass_other(message)
+        if (feed := self.feed) is not None and (chunk := message.get("body")):
+            try:
+                feed(chunk if type(chunk) is bytes else bytes(chunk))
+                if len(self.aside) >= self.room or len(chunk) >= LOOK_AFTER_BYTES:
+                    self.look()
+            except Exception as exc:
+                self.fail(exc)
+        return self._send(message) if message.get("more_body") else self._pass_last(message)
+
+    def _pass_other(self, message: Message) -> Awaitable[None]:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.start(message)
+        return self._pass_last(message) if kind in LAST else self._send(message)
+
+    def _pass_last(self, message: Message) -> Awaitable[None]:
+        if not self.over:
+            self.finish(complete=True)
+        scope = self._scope
+        if self._hold is not None and scope.recorded and not is_on_disk(scope):
+            return self._hold(scope, self._send, message)
+        return self._send(message)
 
     def start(self, message: MutableMapping[str, Any]) -> None:
         """Look at the head of the answer, and read on only where there can be usage."""
@@ -159,7 +206,7 @@ class AppAnswer:
             self._recorder,
             tally=tally,
             surface="middleware",
-            request=self._request.bytes(),
+            request=self._asked.bytes(),
             scope=self._scope,
             covered=self._is_covered,
         )
@@ -172,7 +219,7 @@ class AppAnswer:
             self.feed = self._tap.feed
 
     def _new_tally(self) -> AnswerTally:
-        return AnswerTally(self._recorder, self._request, *self._kind, keep_text=self._keeps_text)
+        return AnswerTally(self._recorder, self._asked, *self._kind, keep_text=self._keeps_text)
 
     def _result(self) -> Reading:
         whole = self._whole
@@ -208,9 +255,15 @@ class AppAnswer:
 
     def _record(self, reading: Reading) -> None:
         if reading.provider or reading.usage or reading.problem:
-            self._recorder.record(
-                reading, surface="middleware", request=self._request.bytes(), scope=self._scope
-            )
+            asked = None if self._request is None else self._request.bytes()
+            self._recorder.record(reading, surface="middleware", request=asked, scope=self._scope)
+
+    @property
+    def _asked(self) -> KeptBody:
+        """What the client asked, as far as it is kept."""
+        if self._request is None:
+            self._request = KeptBody(self._recorder.settings.max_body_bytes)
+        return self._request
 
     def _is_covered(self) -> bool:
         scope = self._scope

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from . import context
-from .answers import LOOK_AFTER_BYTES, AppAnswer
+from .answers import LAST, AppAnswer
 from .capacity import Capacity, turn_away
 from .context import Scope, is_on_disk
 from .conversations import Conversation
@@ -21,9 +21,6 @@ from .waiting import coroutine_marker
 
 if TYPE_CHECKING:
     from contextvars import Token
-
-_LAST = frozenset(("http.response.body", "http.response.pathsend", "websocket.close"))
-"""Messages that may be the last of a response."""
 
 
 class MeteringMiddleware:
@@ -74,8 +71,10 @@ class MeteringMiddleware:
         self._capacity = Capacity(metering)
         self._shapes = self._capacity.shapes
         self._has_room = metering.has_room
+        self._hold = self._send_when_on_disk if self._holds else None
         self._marked = coroutine_marker()
         self._marked(_Request.pass_on)
+        self._marked(AppAnswer.pass_on)
         self._key = f"llm_metering.{id(self._recorder):x}"
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -149,10 +148,8 @@ class MeteringMiddleware:
         """For routes whose answers are read: messages go on unchanged, and are looked at as they pass."""
         request.is_read = True
         path: str = request.asgi["path"] if request.asgi is not None else ""
-        answer = AppAnswer(
-            self._recorder, request, api="embeddings" if path.rstrip("/").endswith("/embeddings") else None
-        )
-        aside, holds = answer.aside, self._holds
+        api = "embeddings" if path.rstrip("/").endswith("/embeddings") else None
+        answer = AppAnswer(self._recorder, request, api=api, send=send, hold=self._hold)
 
         async def receive_kept() -> Message:
             message = await receive()
@@ -160,41 +157,15 @@ class MeteringMiddleware:
                 answer.keep_request(message)
             return message
 
-        # Not a coroutine of its own: a message costs no more than a look at it, unless it has to wait.
-        def send_read(message: Message) -> Awaitable[None]:
-            if message["type"] != "http.response.body":
-                return send_other(message)
-            if (feed := answer.feed) is not None and (chunk := message.get("body")):
-                try:
-                    feed(chunk if type(chunk) is bytes else bytes(chunk))
-                    if len(aside) >= answer.room or len(chunk) >= LOOK_AFTER_BYTES:
-                        answer.look()
-                except Exception as exc:
-                    answer.fail(exc)
-            return send(message) if message.get("more_body") else send_last(message)
+        return answer, receive_kept, answer.pass_on
 
-        def send_other(message: Message) -> Awaitable[None]:
-            kind = message["type"]
-            if kind == "http.response.start":
-                answer.start(message)
-            return send_last(message) if kind in _LAST else send(message)
-
-        def send_last(message: Message) -> Awaitable[None]:
-            if not answer.over:
-                answer.finish(complete=True)
-            if holds and request.recorded and not is_on_disk(request):
-                return send_when_on_disk(message)
-            return send(message)
-
-        async def send_when_on_disk(message: Message) -> None:
-            await self._before_last(request)
-            await send(message)
-
-        return answer, receive_kept, self._marked(send_read)
+    async def _send_when_on_disk(self, request: Scope, send: Send, message: Message) -> None:
+        await self._before_last(request)
+        await send(message)
 
     async def send_recorded(self, request: Scope, send: Send, message: Message) -> None:
         kind = message["type"]
-        if self._holds and kind in _LAST and not message.get("more_body") and not is_on_disk(request):
+        if self._holds and kind in LAST and not message.get("more_body") and not is_on_disk(request):
             await self._before_last(request)
         await send(message)
         if request.parked and kind == "websocket.send":
@@ -267,8 +238,9 @@ class MeteringMiddleware:
         scope.pop(self._key, None)
         # Another thread may have put something aside until this very moment.
         self._recorder.release(request)
-        for stream in request.streams:
-            stream.leave_progress()
+        if request.opened:
+            for stream in request.streams:
+                stream.leave_progress()
 
     async def _name_customer(self, request: Scope) -> None:
         """The last chance to ask an async resolver, for a cancelled request too."""

@@ -31,12 +31,16 @@ class Naming:
 
     def known(self, scope: Scope) -> str | None:
         """The customer as known by now, nobody asked."""
+        if scope.parent is None:
+            return scope.customer or scope.resolved or self.customer
         return scope.bound_customer() or scope.root.resolved or self.customer
 
     def now(self, scope: Scope) -> str | None:
         """The customer as far as it can be told without waiting."""
+        if self.resolver is None or self._is_async:
+            return self.known(scope)
         asgi = self._unasked(scope)
-        if asgi is None or self._is_async:
+        if asgi is None:
             return self.known(scope)
         try:
             answer = self._ask(asgi)

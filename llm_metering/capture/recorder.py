@@ -308,7 +308,8 @@ class Recorder:
         return not self.counter.is_needed(reading)
 
     def _why_held(self, reading: Reading) -> str | None:
-        if not reading.usage:
+        usage = reading.usage
+        if usage.output is None and not usage:
             return "the answer carries no usage, and nothing in it could be counted"
         if self.settings.bill[reading.provenance] == "hold":
             return f"usage that is {reading.provenance} is set to hold"
@@ -344,7 +345,7 @@ class Recorder:
 
     def _finish(self, record: UsageRecord, closes: str | None, scope: Scope) -> Ticket:
         if record.customer is not None:
-            return self._put(record, closes=closes, root=scope.root)
+            return self._put(record, closes=closes, root=scope if scope.parent is None else scope.root)
         customer = self.naming.now(scope)
         if customer is not None:
             return self._put(replace(record, customer=customer), closes=closes, root=scope.root)

@@ -47,12 +47,13 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
 
     def matches(path: str) -> bool:
         # The common case is one call: a path that matches nothing. A trailing slash is the same route.
-        if not path.endswith(ends):
-            return False
-        return _plain(path) or (path.endswith("/") and _plain(path.rstrip("/")))
+        return path.endswith(ends) and (path.endswith(suffixes) or _is_other(path))
 
-    def _plain(path: str) -> bool:
-        return path.endswith(suffixes) or (wild is not None and wild(path) is not None)
+    def _is_other(path: str) -> bool:
+        if wild is not None and wild(path) is not None:
+            return True
+        plain = path.rstrip("/")
+        return plain != path and (plain.endswith(suffixes) or (wild is not None and wild(plain) is not None))
 
     return matches
 
