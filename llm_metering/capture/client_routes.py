@@ -47,6 +47,10 @@ _ROUTES = {
     ":streamGenerateContent": Route("generate_content"),
     ":embedContent": Route("embeddings"),
     ":batchEmbedContents": Route("embeddings"),
+    ":rawPredict": Route(None),  # Claude and Mistral on Vertex
+    ":streamRawPredict": Route(None),
+    "/interactions": Route("interactions"),
+    "/conversations": Route("conversations"),
     ":predict": Route("embeddings", counted=False),
     "/converse": Route("converse"),
     "/converse-stream": Route("converse"),
@@ -54,6 +58,7 @@ _ROUTES = {
     "/invoke-with-response-stream": Route(None),
 }
 
+_CONVERSATION = re.compile(r"/conversations/[^/]+(?:/restart)?$")  # one that is gone on with
 _LOOKUP = Route("responses", lookup=True)
 _RUN = Route("assistants", counted=False, lookup=True, lasting=True)
 _RUNS = re.compile(r"/threads/(?:[^/]+/)?runs(?:/[^/]+(?:/cancel|/submit_tool_outputs)?)?$")
@@ -66,6 +71,8 @@ def route_of(method: str, url: str) -> Route | None:
     if "/threads/" in path and _RUNS.search(path) and method.lower() in ("get", "post"):
         return _RUN
     if method.lower() == "post":
+        if _CONVERSATION.search(path):
+            return Route("conversations")
         for suffix, route in _ROUTES.items():
             if path.endswith(suffix):
                 return route

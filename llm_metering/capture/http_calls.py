@@ -131,7 +131,7 @@ class HttpCall:
         tally.feed(content)
         reading = tally.result()
         lasting = self._route.lasting
-        if self._route.api == "responses":
+        if self._route.api in ("responses", "interactions"):
             answer = _decoded(content)
             lasting = answer.get("background") is True
             if not reading.usage and answer.get("status") in ("queued", "in_progress"):

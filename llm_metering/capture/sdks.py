@@ -67,6 +67,8 @@ def meter_of(client: object, sdk: Sdk) -> HttpMeter | None:
 
 def attach(client: object, sdk: Sdk, meter: HttpMeter) -> None:
     """Meter everything that goes through the client's doors."""
+    if len({door.method for door in sdk.doors}) > 1:
+        claims.need()  # one door stands behind another
     for owner, door in _open_doors(client, sdk):
         inner = getattr(owner, door.method)
         if hasattr(inner, METER):
@@ -154,6 +156,9 @@ SDKS = (
             Door(("_api_client",), "async_request", genai_calls.whole_async),
             Door(("_api_client",), "request_streamed", genai_calls.streamed),
             Door(("_api_client",), "async_request_streamed", genai_calls.streamed_async),
+            # Interactions go past the four above.
+            Door(("_api_client", "_httpx_client"), "send", metered_send),
+            Door(("_api_client", "_async_httpx_client"), "send", metered_send),
         ),
     ),
     Sdk((("botocore", "BedrockRuntime"),), "bedrock", (Door((), "_make_api_call", bedrock_calls.api_call),)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .answers import read_response
+from .batches import BatchResult, read_batch
 from .streams import StreamTally, read_stream
 from .wire import WireTally
 
-__all__ = ["StreamTally", "WireTally", "read_response", "read_stream"]
+__all__ = ["BatchResult", "StreamTally", "WireTally", "read_batch", "read_response", "read_stream"]

@@ -164,7 +164,7 @@ TITAN = Dialect(
     keys=("inputTextTokenCount",),
     names={
         "inputTextTokenCount": _INPUT,
-        "results": Summed("tokenCount", _OUTPUT),
+        "results": Summed(((("tokenCount",), _OUTPUT),)),
         "totalOutputTextTokenCount": _OUTPUT,
     },
 )
@@ -187,9 +187,43 @@ OLLAMA = Dialect(
     names={"prompt_eval_count": _INPUT, "eval_count": _OUTPUT},
 )
 
+INTERACTIONS = Dialect(
+    keys=("total_input_tokens", "total_output_tokens"),
+    names={
+        "total_input_tokens": _INPUT,
+        "total_cached_tokens": _CACHED,
+        "total_tool_use_tokens": _TOOL_INPUT,
+        "total_output_tokens": _OUTPUT,
+        "total_thought_tokens": _REASONING_BESIDE,
+        "total_reasoning_tokens": _REASONING_BESIDE,
+    },
+)
+"""Gemini's Interactions."""
+
+WATSONX = Dialect(
+    keys=("model_id", "generated_token_count", "input_token_count"),
+    names={
+        "input_token_count": _INPUT,
+        "generated_token_count": _OUTPUT,
+        "results": Summed(((("input_token_count",), _INPUT), (("generated_token_count",), _OUTPUT))),
+    },
+)
+
+TGI = Dialect(
+    keys=("generated_tokens", "input_length"),
+    names={"generated_tokens": _OUTPUT, "input_length": _INPUT},
+)
+"""Hugging Face's server: the details of an answer, and of a stream's last event."""
+
+VERTEX_EMBEDDINGS = Dialect(
+    keys=("predictions",),
+    names={"predictions": Summed(((("embeddings", "statistics", "token_count"), _INPUT),))},
+)
+
 TOTAL_ONLY = Dialect(keys=("total_tokens",), names={"total_tokens": _INPUT})
 """Embeddings and rerankers that report nothing but their sum (Voyage, Jina)."""
 
 DIALECTS = (
-    OPENAI, ANTHROPIC_OR_RESPONSES, GEMINI, CONVERSE, INVOCATION, TITAN, COHERE, OLLAMA, TOTAL_ONLY,
+    OPENAI, ANTHROPIC_OR_RESPONSES, GEMINI, CONVERSE, INVOCATION, TITAN, TGI, COHERE, OLLAMA,
+    INTERACTIONS, WATSONX, VERTEX_EMBEDDINGS, TOTAL_ONLY,
 )  # fmt: skip

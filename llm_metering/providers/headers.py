@@ -16,16 +16,23 @@ _BEDROCK = {
     "x-amzn-bedrock-cache-write-input-token-count": "cacheWriteInputTokenCount",
 }
 """What Bedrock adds to every model's answer, spelled as in the metrics of its streams."""
+_TGI = {"x-prompt-tokens": "input_length", "x-generated-tokens": "generated_tokens"}
+"""What Hugging Face's server adds, spelled as in its streams."""
+_FAMILIES = (("bedrock", _BEDROCK), ("huggingface", _TGI))
 
 
 def with_headers(reading: Reading, headers: Mapping[str, Any]) -> Reading:
     """A reading with what the headers say, where the answer itself said nothing."""
     if reading.usage.input_total is not None and reading.usage.output_total is not None:
         return reading
-    counts = {name: _count(headers.get(header)) for header, name in _BEDROCK.items()}
-    said = {name: count for name, count in counts.items() if count is not None}
-    if not said:
-        return reading
+    for provider, names in _FAMILIES:
+        counts = {name: _count(headers.get(header)) for header, name in names.items()}
+        if any(count is not None for count in counts.values()):
+            return _filled(reading, provider, {n: c for n, c in counts.items() if c is not None})
+    return reading
+
+
+def _filled(reading: Reading, provider: str, said: dict[str, int]) -> Reading:
     usage, problem = believed(said)
     if problem is not None:
         return reading
@@ -33,7 +40,7 @@ def with_headers(reading: Reading, headers: Mapping[str, Any]) -> Reading:
     return replace(
         reading,
         usage=replace(usage, **known),
-        provider=reading.provider or "bedrock",
+        provider=reading.provider or provider,
         problem=None,
         provenance="reported",
         text=None,

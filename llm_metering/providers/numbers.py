@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from .._values import dataclass, maker
-from ..fields import fields, get, items
+from ..fields import Path, dig, fields, get, items
 from ..usage import LEAVES, MAX_TOKENS, Usage
 
 
@@ -45,8 +45,8 @@ class ByModality:
 class Summed:
     """A list of objects whose numbers of one name add up."""
 
-    name: str
-    number: Number
+    numbers: tuple[tuple[Path, Number], ...]
+    """Where each number stands in an item, and what it is."""
 
 
 Names = Mapping[str, "Number | ByModality | Summed | Names"]
@@ -248,7 +248,8 @@ def _collect(present: Mapping[str, Any], names: Names, found: Found) -> None:
                     _note(name, _either(part, "tokenCount", "token_count"), number, found, add=True)
         elif isinstance(rule, Summed):
             for part in items(value):
-                _note(rule.name, get(part, rule.name), rule.number, found, add=True)
+                for path, number in rule.numbers:
+                    _note(path[-1], dig(part, path), number, found, add=True)
         elif value is not None and isinstance(rule, Mapping):
             _collect(fields(value), rule, found)
 

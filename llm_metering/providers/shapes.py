@@ -65,6 +65,21 @@ OLLAMA = Shape(
     "ollama", "chat", written.from_ollama,
     signs=(("done",), ("model",)), usage=((),), id=(),
 )  # fmt: skip
+INTERACTIONS = Shape("google", "interactions", written.from_steps)
+CONVERSATIONS = Shape("mistral", "conversations", written.from_outputs, id=())
+WATSONX_CHAT = Shape("watsonx", "chat", written.from_choices, model=(("model_id",),))
+WATSONX = Shape(
+    "watsonx", "completions", written.from_results,
+    signs=(("model_id",), ("results",)), usage=((),), model=(("model_id",),), id=(),
+)  # fmt: skip
+TGI = Shape(
+    "huggingface", "completions", written.from_generated_text,
+    signs=(("generated_text",),), usage=(("details",),), id=(),
+)  # fmt: skip
+VERTEX_EMBEDDINGS = Shape(
+    "google", "embeddings", written.nothing,
+    signs=(("predictions",),), usage=((),), id=(),
+)  # fmt: skip
 LANGCHAIN = Shape(
     "langchain", "chat", written.from_message,
     signs=(("usage_metadata", "input_tokens"),), usage=(("usage_metadata",),),
@@ -76,6 +91,9 @@ _SIGNED: tuple[tuple[tuple[Path, ...], Shape], ...] = (
     ((("usage_metadata", "prompt_token_count"),), GEMINI),
     ((("candidates",),), GEMINI),
     *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA, LANGCHAIN)),
+    *((shape.signs, shape) for shape in (WATSONX, TGI, VERTEX_EMBEDDINGS)),
+    ((("usage", "total_input_tokens"),), INTERACTIONS),
+    ((("usage", "total_output_tokens"),), INTERACTIONS),
     ((("usage", "billed_units"),), COHERE),
     ((("usage", "tokens"),), COHERE),
     ((("meta", "billed_units"),), COHERE),
@@ -90,6 +108,8 @@ _BY_OBJECT = {
     "response": RESPONSES,
     "thread.run": RUNS,
     "list": EMBEDDINGS,
+    "interaction": INTERACTIONS,
+    "conversation.response": CONVERSATIONS,
 }
 
 _BY_TYPE = {"message": MESSAGES}
@@ -112,6 +132,8 @@ def shape_of(answer: Any, api: str | None = None) -> Shape | None:
         return _list_shape(answer) if shape is EMBEDDINGS else shape
     choices = get(answer, "choices")
     if choices is not None:
+        if get(answer, "model") is None and get(answer, "model_id") is not None:
+            return WATSONX_CHAT
         only = items(choices)
         return COMPLETIONS if only and get(only[0], "text") is not None else CHAT
     for signs, shape in _SIGNED:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..fields import dig, fields, first, get, items, own, text
-from . import shapes, written
+from . import more_steps, shapes, written
 from .shapes import Shape
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def step_of(event: Any, api: str | None) -> tuple[Shape, Step] | None:
     for key in _BEDROCK_KEYS:
         if get(event, key) is not None:
             return shapes.CONVERSE, bedrock
+    if get(event, "token") is not None and "generated_text" in fields(event):
+        return shapes.TGI, more_steps.tgi
     shape = shapes.shape_of(event)
     if shape is not None:
         return shape, _STEPS.get(shape, chat)
@@ -59,8 +61,10 @@ def chat(tally: StreamTally, event: Any) -> None:
             finished = True
             tally.end_choice(index)
     if tally.id is None or tally.model is None:
-        tally.name(e.get("id"), e.get("model"))
+        tally.name(e.get("id"), e.get("model") or e.get("model_id"))
     usage = e.get("usage")
+    if finished and e.get("error") is not None:
+        tally.failed = True  # OpenRouter ends the choice in which an error came
     if usage is None and finished:
         usage = dig(event, ("x_groq", "usage"))
     if usage is not None:
@@ -269,6 +273,8 @@ _CHAT = (shapes.CHAT, chat)
 _RESPONSES = (shapes.RESPONSES, responses)
 _MESSAGES = (shapes.MESSAGES, messages)
 _COHERE = (shapes.COHERE, cohere)
+_CONVERSATIONS = (shapes.CONVERSATIONS, more_steps.conversations)
+_INTERACTIONS = (shapes.INTERACTIONS, more_steps.interactions)
 
 _SIGNS: tuple[tuple[str, tuple[tuple[str, tuple[Shape, Step]], ...]], ...] = (
     (
@@ -281,8 +287,14 @@ _SIGNS: tuple[tuple[str, tuple[tuple[str, tuple[Shape, Step]], ...]], ...] = (
             ("content-", _COHERE),
             ("tool-", _COHERE),
             ("chunk", _CHAT),
+            ("conversation.", _CONVERSATIONS),
+            ("message.output", _CONVERSATIONS),
+            ("function.call", _CONVERSATIONS),
+            ("tool.execution", _CONVERSATIONS),
+            ("agent.handoff", _CONVERSATIONS),
         ),
     ),
+    ("event_type", (("interaction.", _INTERACTIONS), ("step.", _INTERACTIONS), ("content.", _INTERACTIONS))),
     ("event_type", (("stream-", _COHERE), ("text-generation", _COHERE), ("tool-calls", _COHERE))),
     ("object", (("thread.", (shapes.RUNS, runs)),)),
 )
@@ -300,5 +312,10 @@ _STEPS: dict[Shape, Step] = {
     shapes.LLAMA: bedrock,
     shapes.COHERE: cohere,
     shapes.OLLAMA: ollama,
+    shapes.CONVERSATIONS: more_steps.conversations,
+    shapes.INTERACTIONS: more_steps.interactions,
+    shapes.WATSONX_CHAT: chat,
+    shapes.WATSONX: more_steps.watsonx,
+    shapes.TGI: more_steps.tgi,
 }
 _BY_API = {shape.api: (shape, step) for shape, step in reversed(_STEPS.items())}

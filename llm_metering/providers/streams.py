@@ -191,6 +191,14 @@ class StreamTally:
             self._reported = dict(present)
         self._final = self._final or (final and (not present or dialect_of(self._reported) is not None))
 
+    def largest(self, counts: dict[str, int]) -> dict[str, int]:
+        """These counts, but none lower than what was reported under the same name before."""
+        before = self._reported if isinstance(self._reported, dict) else {}
+        return {
+            name: max(count, before[name]) if type(count) is int and type(before.get(name)) is int else count
+            for name, count in counts.items()
+        }
+
     def conclude(self) -> None:
         """Nothing more will be reported: what was is final."""
         self._final = self._final or dialect_of(self._reported) is not None

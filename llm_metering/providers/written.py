@@ -112,6 +112,41 @@ def from_ollama(answer: Any) -> Written:
     return Written((shown,), tuple(function_calls(message)), text(get(message, "thinking")) or "")
 
 
+def from_results(answer: Any) -> Written:
+    """watsonx: `results[].generated_text`."""
+    return Written(tuple(content_text(get(each, "generated_text")) for each in items(get(answer, "results"))))
+
+
+def from_generated_text(answer: Any) -> Written:
+    """Hugging Face's server: `generated_text`."""
+    return Written((content_text(get(answer, "generated_text")),))
+
+
+def from_outputs(answer: Any) -> Written:
+    """Mistral's conversations: `outputs[]`, messages and calls of functions."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    for item in items(get(answer, "outputs")):
+        if get(item, "type") == "function.call":
+            calls.append((text(get(item, "name")) or "", compact(get(item, "arguments"))))
+        else:
+            texts.append(content_text(get(item, "content")))
+    return Written(("".join(texts),) if texts else (), tuple(calls))
+
+
+def from_steps(answer: Any) -> Written:
+    """Gemini's Interactions: `steps[]` (once `outputs[]`) with contents."""
+    texts: list[str] = []
+    calls: list[tuple[str, str]] = []
+    for item in [*items(get(answer, "steps")), *items(get(answer, "outputs"))]:
+        kind = get(item, "type")
+        if kind == "function_call":
+            calls.append((text(get(item, "name")) or "", compact(get(item, "arguments"))))
+        elif kind in ("model_output", "text"):
+            texts.append(content_text(get(item, "content")) or text(get(item, "text")) or "")
+    return Written(("".join(texts),) if texts else (), tuple(calls))
+
+
 def from_message(answer: Any) -> Written:
     """LangChain: one message, `content` and `tool_calls`."""
     calls = [(text(get(c, "name")) or "", compact(get(c, "args"))) for c in items(get(answer, "tool_calls"))]

@@ -1,0 +1,73 @@
+"""Result files of batches: one line of JSON for each call that was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .._values import dataclass
+from ..fields import dig, get, text
+from ..usage import Reading
+from .answers import read_response
+
+_ANSWERS = (("response", "body"), ("result", "message"), ("response",), ("modelOutput",))
+"""Where a line holds the answer: OpenAI, Azure, Groq, Together and Mistral; Anthropic; Gemini; Bedrock."""
+_NAMES = ("custom_id", "key", "recordId")
+_FAILED = frozenset(("errored", "canceled", "expired"))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """One call of a batch."""
+
+    name: str | None
+    """What the caller named it: `custom_id`, `key` or `recordId`."""
+    id: str
+    """The same whenever the file is read: record it under this, and it is billed once."""
+    reading: Reading
+
+
+def read_batch(lines: Iterable[str | bytes] | str | bytes) -> Iterator[BatchResult]:
+    """Read the results of a batch as OpenAI, Anthropic, Gemini, Mistral, Bedrock and their like write them.
+
+    Calls that failed or were not made are left out; a line that cannot be read gives a reading with a
+    `problem`. Costs memory for one line at a time.
+
+        for result in read_batch(client.files.content(batch.output_file_id).text):
+            metering.record(result.reading, id=result.id, customer=customers[result.name])
+
+    Args:
+        lines: The file's lines, or all of its text.
+    """
+    if isinstance(lines, (str, bytes)):
+        lines = lines.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip():
+            found = _result(line, number)
+            if found is not None:
+                yield found
+
+
+def _result(line: str | bytes, number: int) -> BatchResult | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        problem = "a line of the batch is not JSON, or was cut short"
+        return BatchResult(None, f"batch-line-{number}", Reading(problem=problem))
+    name = next((found for key in _NAMES if (found := text(get(row, key))) is not None), None)
+    answer = _answer(row)
+    if answer is None:
+        return None
+    reading = read_response(answer)
+    own = text(get(row, "id")) or reading.response_id or f"{name}-{number}"
+    return BatchResult(name, f"batch-{own}", reading)
+
+
+def _answer(row: Any) -> Any:
+    if get(row, "error") is not None or dig(row, ("result", "type")) in _FAILED:
+        return None
+    status = dig(row, ("response", "status_code"))
+    if type(status) is int and not 200 <= status < 300:
+        return None
+    return next((found for path in _ANSWERS if isinstance(found := dig(row, path), dict)), None)

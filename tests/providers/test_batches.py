@@ -1,0 +1,87 @@
+"""Result files of batches, as each provider writes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llm_metering.providers import read_batch
+
+from .conftest import leaves
+
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}}],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+}
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-opus-4-8",
+    "content": [{"type": "text", "text": "Hi"}],
+    "usage": {"input_tokens": 9, "output_tokens": 2},
+}
+GEMINI = {
+    "candidates": [{"content": {"parts": [{"text": "Hi"}]}}],
+    "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 2, "totalTokenCount": 11},
+    "modelVersion": "gemini-2.5-flash",
+    "responseId": "r1",
+}
+LINES = {
+    "openai": (
+        {
+            "id": "batch_req_1",
+            "custom_id": "a",
+            "response": {"status_code": 200, "body": CHAT},
+            "error": None,
+        },
+        "batch-batch_req_1",
+    ),
+    "anthropic": ({"custom_id": "a", "result": {"type": "succeeded", "message": MESSAGE}}, "batch-msg_1"),
+    "gemini": ({"key": "a", "response": GEMINI}, "batch-r1"),
+    "bedrock": ({"recordId": "a", "modelInput": {}, "modelOutput": MESSAGE}, "batch-msg_1"),
+}
+
+
+@pytest.mark.parametrize("provider", LINES)
+def test_a_line_gives_the_caller_s_name_the_usage_and_an_id_that_never_changes(provider: str) -> None:
+    line, record_id = LINES[provider]
+    text = json.dumps(line)
+    for given in (text, text.encode(), [text], [text.encode() + b"\n", b"\n"]):
+        (result,) = read_batch(given)
+        assert (result.name, result.id) == ("a", record_id)
+        assert leaves(result.reading.usage) == {"input": 9, "output": 2}
+        assert result.reading.problem is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"custom_id": "a", "response": {"status_code": 429, "body": {"error": {"message": "no"}}}},
+        {"custom_id": "a", "response": None, "error": {"code": "batch_expired"}},
+        {"custom_id": "a", "result": {"type": "errored", "error": {"type": "overloaded"}}},
+        {"custom_id": "a", "result": {"type": "expired"}},
+        {"key": "a", "error": {"code": 13}},
+        {"custom_id": "a"}, {}, [], 7,
+    ],
+)  # fmt: skip
+def test_calls_that_were_not_answered_are_left_out(line: Any) -> None:
+    assert list(read_batch(json.dumps(line))) == []
+
+
+def test_a_line_that_cannot_be_read_is_a_problem_and_the_others_are_read() -> None:
+    good = json.dumps(LINES["openai"][0])
+    results = list(read_batch(f'{good}\n{{"custom_id": "b", "resp\n{good}'))
+    assert [result.reading.problem is None for result in results] == [True, False, True]
+    assert results[1].id == "batch-line-1"
+
+
+def test_usage_that_cannot_be_believed_is_a_problem() -> None:
+    broken = {**CHAT, "usage": {"prompt_tokens": -1, "completion_tokens": 2}}
+    (result,) = read_batch(json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": broken}}))
+    assert result.reading.problem
+    assert not result.reading.usage
