@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 
 BROWSER ?= chromium chromium-driver
 DATABASE ?= postgresql
+POSTGRES_BIN ?= /usr/lib/postgresql/*/bin/initdb
+WAITS ?= 0 10 30
 
 .PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz system clean
 .DEFAULT_GOAL := help
@@ -61,16 +63,20 @@ fuzz: $(READY) ## Minutes of hostile bytes and values for every reader: make fuz
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 system: ## Install the browser and PostgreSQL for tests, where they are missing (Debian, as root or with sudo)
-	@missing=; \
-	if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then echo "Chromium is there"; \
-	else missing="$(BROWSER)"; fi; \
-	if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then echo "PostgreSQL is there"; \
-	else missing="$$missing $(DATABASE)"; fi; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if ! command -v apt-get >/dev/null; then echo "Not a Debian: install$$missing"; exit 1; fi; \
+	@look() { missing=; \
+	  command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$(BROWSER)"; \
+	  command -v initdb >/dev/null || ls $(POSTGRES_BIN) >/dev/null 2>&1 || missing="$$missing $(DATABASE)"; \
+	  [ -z "$$missing" ]; }; \
+	if look; then echo "Chromium and PostgreSQL are there"; exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo "Not a Debian: install $$missing"; exit 1; fi; \
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	$$sudo apt-get update -qq && \
-	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+	apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120"; \
+	for wait in $(WAITS); do \
+	  sleep $$wait; \
+	  if $$apt update && $$apt install -y --no-install-recommends $$missing && look; then exit 0; fi; \
+	  look || echo "Still missing: $$missing"; \
+	done; \
+	echo "Could not be installed: $$missing"; exit 1
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

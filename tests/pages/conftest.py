@@ -24,6 +24,8 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--window-size=1280,1000",
 )
+PATIENCE_S = 30
+"""How long a page may take on a machine that others share. Nothing waits longer than it must."""
 
 
 @pytest.fixture(scope="session")
@@ -77,25 +79,19 @@ class Person:
 
     def click(self, text: str) -> None:
         """Click a link or a button by what it says."""
-        [found, *_] = [
-            one
-            for one in self.chromium.find_elements(
-                "xpath", f"//main//*[self::a or self::button or self::summary][normalize-space()='{text}']"
-            )
-            if one.is_displayed()
-        ]
-        self._follow(found)
+        said = f"[self::a or self::button or self::summary][normalize-space()='{text}']"
+        self._follow(self._find("xpath", f"//main//*{said}", displayed=True))
 
     def go(self, section: str) -> None:
         """Choose a page in the navigation."""
-        self._follow(self.chromium.find_element("link text", section))
+        self._follow(self._find("link text", section))
 
     def fill(self, **fields: str) -> None:
         """Type into fields, and choose in lists, by their names."""
         from selenium.webdriver.support.ui import Select
 
         for name, text in fields.items():
-            field = self.chromium.find_element("name", name)
+            field = self._find("name", name)
             if field.tag_name == "select":
                 Select(field).select_by_visible_text(text)
             else:
@@ -104,24 +100,47 @@ class Person:
 
     def choose(self, name: str, value: str) -> None:
         """Check a box or a radio button."""
-        self.chromium.find_element("css selector", f"[name={name}][value='{value}']").click()
+        self._find("css selector", f"[name={name}][value='{value}']").click()
 
     def tick(self, text: str) -> None:
         """Check the box whose label begins so."""
-        self.chromium.find_element("xpath", f"//label[starts-with(normalize-space(), '{text}')]").click()
+        self._find("xpath", f"//label[starts-with(normalize-space(), '{text}')]").click()
 
     def sees(self, selector: str = "main") -> str:
-        return str(self.chromium.find_element("css selector", selector).text)
+        seen: list[str] = []
+
+        def read() -> bool:
+            seen[:] = [self.chromium.find_element("css selector", selector).text]
+            return True
+
+        self.wait_for(read)
+        return seen[0]
 
     def wait_for(self, true: Callable[[], Any]) -> None:
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.wait import WebDriverWait
 
-        WebDriverWait(self.chromium, 10, poll_frequency=0.02).until(lambda _: true())
+        # What is looked at may be replaced meanwhile; then it is looked for again.
+        replaced = [StaleElementReferenceException]
+        waiting = WebDriverWait(self.chromium, PATIENCE_S, poll_frequency=0.02, ignored_exceptions=replaced)
+        waiting.until(lambda _: true())
 
     def complaints(self) -> list[str]:
         """The errors that the browser has logged since it was last asked, of scripts and of the policy."""
         log = self.chromium.get_log("browser")
         return [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+
+    def _find(self, by: str, what: str, *, displayed: bool = False) -> Any:
+        """The first such element, as soon as there is one."""
+        found: list[Any] = []
+
+        def there() -> bool:
+            found[:] = self.chromium.find_elements(by, what)
+            found[:] = [one for one in found if not displayed or one.is_displayed()]
+            return bool(found)
+
+        self.wait_for(there)
+        return found[0]
 
     def _follow(self, element: Any) -> None:
         leads_on = element.tag_name != "summary" and element.get_attribute("type") != "button"
