@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from .decisions import Pause
 from .errors import AccountMismatch, LedgerError
-from .protocols import Claim, Ledger, Outcome, Sender, Telemetry, Transition
+from .protocols import Claim, Ledger, Outcome, OutcomeKind, Sender, Telemetry, Transition
 from .senders.pacing import Breaker, Permit, Rate
 from .senders.threads import Ended
 from .settings import Settings
@@ -128,6 +128,8 @@ class Delivery:
     # What ended.
 
     def _collect(self) -> None:
+        kinds: dict[OutcomeKind, int] = {}
+        mono = self._monotonic()
         for ended in self._sending.collect():
             if not ended.claims:
                 self._checking = False
@@ -136,18 +138,20 @@ class Delivery:
             self.in_flight -= 1
             self._not_before = -math.inf
             for claim, outcome in zip(ended.claims, ended.outcomes, strict=True):
-                self._note(claim, outcome)
+                kinds[outcome.kind] = kinds.get(outcome.kind, 0) + 1
+                self._note(claim, outcome, mono)
+        for kind, n in kinds.items():
+            self._telemetry.count(f"delivery.{kind}", n)
         if self.stopping:
             self._recall()
 
-    def _note(self, claim: Claim, outcome: Outcome) -> None:
+    def _note(self, claim: Claim, outcome: Outcome, mono: float) -> None:
         self._ended.append((claim, outcome))
-        self._telemetry.count(f"delivery.{outcome.kind}")
-        self.breaker.note(outcome, now=self._monotonic())
+        self.breaker.note(outcome, now=mono)
         if outcome.kind == "refused_config":
             self._refused(_said(outcome), by_event=True)
         elif outcome.kind == "throttled":
-            self.rate.throttled(now=self._monotonic(), retry_after_s=outcome.retry_after_s)
+            self.rate.throttled(now=mono, retry_after_s=outcome.retry_after_s)
         if outcome.kind not in ("refused_config", "ambiguous") and outcome.status and self.permit.answered():
             self._resumed()
         self._note_meter(claim.event.event_name, outcome)
@@ -314,6 +318,9 @@ class Delivery:
                 self._probe(ledger, claims)
         else:
             self._finish(ledger)
+        if limit > 0 and len(claims) == limit:
+            self._due_at = self._now()  # there may be more; it is asked for once fewer come
+            return
         self._due_at = ledger.due_at()
         is_due = self._due_at is not None and self._due_at <= self._now()
         if limit > 0 and not probing and is_due and len(claims) < limit:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
+from json.encoder import encode_basestring_ascii as _quoted
 from types import MappingProxyType
 
 from ..errors import LedgerError
@@ -13,6 +16,7 @@ from .lines import LineKey, Value, add, clean, plain
 
 HOUR_S = 3600
 MAX_IDENTIFIER = 100
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(slots=True)
@@ -57,21 +61,76 @@ def drafts(usage: Iterable[tuple[str, float, Sequence[tuple[LineKey, Value]]]]) 
     return [d for d in (*made.values(), *counted) if d.value != 0 or d.key.aggregation == "last"]
 
 
+def in_turns(made: Iterable[Draft]) -> list[Draft]:
+    """The first event of each customer and meter, then the second of each, and so on: that is how they will
+    be sent, and what is sent together then lies together."""
+    turns: list[list[Draft]] = []
+    seen: dict[tuple[str, str], int] = {}
+    for draft in made:
+        pair = (draft.customer, draft.key.event_name)
+        turn = seen.get(pair, 0)
+        seen[pair] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(draft)
+    return list(chain.from_iterable(turns))
+
+
 def meter_event(draft: Draft, identifier: str, *, now: float) -> MeterEvent:
     """The event as it will go over the wire."""
-    if not 0 < len(identifier) <= MAX_IDENTIFIER:
-        raise LedgerError(f"new_id made {identifier!r}: an identifier has 1 to {MAX_IDENTIFIER} characters")
-    key = draft.key
-    # Customer and value stand last, so that no dimension of the same name can take their place.
-    payload = {clean(name): clean(value) for name, value in key.dimensions}
     value = plain(draft.value)
-    payload.update({key.customer_key: draft.customer, key.value_key: value})
     return MeterEvent(
-        identifier=identifier,
-        event_name=key.event_name,
+        identifier=checked(identifier),
+        event_name=draft.key.event_name,
         customer=draft.customer,
         value=Decimal(value),
-        # Never ahead of the clock: Stripe refuses what lies in the future.
-        timestamp=min(int(draft.last_used_at // 1), int(now // 1)),
-        payload=MappingProxyType(payload),
+        timestamp=timestamp_of(draft, now=now),
+        payload=MappingProxyType(_payload(draft.key, draft.customer, value)),
     )
+
+
+def checked(identifier: str) -> str:
+    """An identifier that Stripe will take."""
+    if not 0 < len(identifier) <= MAX_IDENTIFIER:
+        raise LedgerError(f"new_id made {identifier!r}: an identifier has 1 to {MAX_IDENTIFIER} characters")
+    return identifier
+
+
+def timestamp_of(draft: Draft, *, now: float) -> int:
+    """Never ahead of the clock: Stripe refuses what lies in the future."""
+    return min(int(draft.last_used_at // 1), int(now // 1))
+
+
+class Payloads:
+    """Payloads as JSON, for many events of few keys: what a key adds is written once."""
+
+    def __init__(self) -> None:
+        self._heads: dict[LineKey, tuple[str, str] | None] = {}
+
+    def json(self, draft: Draft, value: str) -> str:
+        """The payload of the event that `meter_event` makes of a draft with this value."""
+        key = draft.key
+        if key not in self._heads:
+            self._heads[key] = _head(key)
+        head = self._heads[key]
+        if head is None:
+            return _encode(_payload(key, draft.customer, value))
+        return f'{head[0]}{_quoted(draft.customer)}{head[1]}"{value}"}}'
+
+
+def _head(key: LineKey) -> tuple[str, str] | None:
+    """What stands before the customer and what stands before the value; None where they do not stand last."""
+    names = [clean(name) for name, _ in key.dimensions]
+    last = [key.customer_key, key.value_key]
+    if len({*names, *last}) != len(key.dimensions) + 2:
+        return None
+    dimensions = {clean(name): clean(value) for name, value in key.dimensions}
+    text = _encode({**dimensions, key.customer_key: ""})
+    return text[: -len('""}')], f",{_quoted(key.value_key)}:"
+
+
+def _payload(key: LineKey, customer: str, value: str) -> dict[str, str]:
+    # Customer and value stand last, so that no dimension of the same name can take their place.
+    payload = {clean(name): clean(value) for name, value in key.dimensions}
+    payload.update({key.customer_key: customer, key.value_key: value})
+    return payload

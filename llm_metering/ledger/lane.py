@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -20,7 +20,7 @@ from ..decisions import Decision, Ruling
 from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
 from . import rows, states, verdicts
 from .attempts import Attempts, Pair, Stale
-from .freezing import Draft, bucket_of, drafts, meter_event
+from .freezing import Draft, Payloads, bucket_of, checked, drafts, in_turns, timestamp_of
 from .lines import plain
 from .rulings import Rulings
 from .suspicion import Kept, suspect
@@ -207,18 +207,22 @@ class Lane:
         for used_us, _, pairs in sorted(json.loads(f"[{text}]")):
             yield customer, used_us / 1e6, rows.lines_of(pairs, self._keys)
 
-    def _insert_events(self, made: Iterable[Draft], freeze: int | None, now: float) -> None:
-        values = []
-        for draft in made:
-            event = meter_event(draft, self._new_id(), now=now)
-            values.append(
-                (
-                    event.identifier, freeze, self._keys.number(draft.key), event.customer,
-                    event.event_name, plain(event.value), event.timestamp, rows.payload_json(event),
-                    now, now, "PENDING",
-                )
-            )  # fmt: skip
-        rows.insert(self.db, _INSERT_EVENT, "", values)
+    def _insert_events(self, made: Sequence[Draft], freeze: int | None, now: float) -> None:
+        """In short pieces, and not all at once: between two of them others get the interpreter's lock."""
+        payloads = Payloads()
+        ordered = in_turns(made)
+        for place in range(0, len(ordered), rows.STEP):
+            values = []
+            for draft in ordered[place : place + rows.STEP]:
+                value = plain(draft.value)
+                values.append(
+                    (
+                        checked(self._new_id()), freeze, self._keys.number(draft.key), draft.customer,
+                        draft.key.event_name, value, timestamp_of(draft, now=now),
+                        payloads.json(draft, value), now, now, "PENDING",
+                    )
+                )  # fmt: skip
+            rows.insert(self.db, _INSERT_EVENT, "", values)
 
     # ---- sending
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 1024 * 1024
+_AT_LEAST_S = 0.05
 MAX_IDLE_S = 20.0
 """A connection idle for longer is not used again: balancers and NATs drop such ones without a word."""
 
@@ -118,6 +119,7 @@ class Connection:
         self._sock: socket.socket | None = None
         self._pid = os.getpid()
         self._used_at = 0.0
+        self._deadline = 0.0
 
     def exchange(
         self, request: bytes, timeout_s: float, halfway: Callable[[], object] | None = None
@@ -132,15 +134,40 @@ class Connection:
         Raises:
             NoAnswer: No status came back.
         """
-        deadline = self._monotonic() + timeout_s
+        self.begin(request, timeout_s, halfway)
+        return self.end()
+
+    def begin(self, request: bytes, timeout_s: float, halfway: Callable[[], object] | None = None) -> None:
+        """Send a request, as `exchange`; its answer is read by `end`."""
+        self._deadline = self._monotonic() + timeout_s
+        done = False
+        try:
+            self._send(request, self._deadline, halfway)
+            done = True
+        finally:
+            if not done:
+                self.close()
+
+    def end(self) -> Answer:
+        """Read the answer to what was begun."""
+        # Another answer may have taken the time; what has come meanwhile is read all the same.
+        deadline = max(self._deadline, self._monotonic() + _AT_LEAST_S)
         answer = None
         try:
-            self._send(request, deadline, halfway)
             answer = self._receive(deadline)
         finally:
             if answer is None:
                 self.close()
         return answer
+
+    def fileno(self) -> int:
+        """Becomes readable once an answer comes."""
+        return self._open_socket().fileno()
+
+    @property
+    def left_s(self) -> float:
+        """For how long an answer is waited for."""
+        return max(self._deadline - self._monotonic(), 0.0)
 
     def close(self) -> None:
         sock, self._sock = self._sock, None

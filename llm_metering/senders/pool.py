@@ -32,11 +32,22 @@ class Pool:
         Raises:
             NoAnswer: No status came back.
         """
+        return self.end(self.begin(request, timeout_s, halfway))
+
+    def begin(
+        self, request: bytes, timeout_s: float, halfway: Callable[[], object] | None = None
+    ) -> Connection:
+        """Send a request over a connection that nobody else uses until `end`."""
         try:
             connection = self._idle.pop()  # the one used last: the likeliest to be alive still
         except IndexError:
             connection = Connection(self.endpoint, self._tls_context)
-        answer = connection.exchange(request, timeout_s, halfway)
+        connection.begin(request, timeout_s, halfway)
+        return connection
+
+    def end(self, connection: Connection) -> Answer:
+        """Read the answer to what was begun."""
+        answer = connection.end()
         self._idle.append(connection)
         return answer
 

@@ -21,9 +21,10 @@ from ..errors import ConfigurationError
 from ..protocols import Outcome
 from ..settings import DEFAULT_API_BASE
 from ..usage import MeterEvent
-from .connection import Answer, Endpoint, NoAnswer, endpoint_of
+from .connection import Answer, Connection, Endpoint, NoAnswer, endpoint_of
 from .outcomes import outcome_of, outcome_of_failure
 from .pool import Pool
+from .threads import Begun
 
 if TYPE_CHECKING:
     import ssl
@@ -82,7 +83,15 @@ class StripeSender:
 
     def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
         """Send each event; one outcome for each, in order. Does not raise for what the network does."""
-        return [self._send(event) for event in events]
+        return [self._ended(self._begun(event)) for event in events]
+
+    def begin(self, event: MeterEvent) -> Begun:
+        """Send an event, and read later what becomes of it: several may be under way on one thread."""
+        begun = self._begun(event)
+        if isinstance(begun, Outcome):
+            return Begun(-1, 0.0, lambda: begun)
+        _, connection = begun
+        return Begun(connection.fileno(), connection.left_s, partial(self._ended, begun))
 
     def check(self) -> Outcome:
         """Ask Stripe whose the key is. The outcome's message is the account and mode, or what is wrong."""
@@ -105,23 +114,33 @@ class StripeSender:
         """Close idle connections. Sending again opens new ones."""
         self._pool.close()
 
-    def _send(self, event: MeterEvent) -> Outcome:
+    def _begun(self, event: MeterEvent) -> tuple[str, Connection] | Outcome:
         body = form_of(event)
         head = self._heads["POST"] % (os.urandom(16).hex().encode(), len(body))
-        outcome, _ = self._exchange(head + body, event.identifier, HALFWAY)
-        return outcome
+        try:
+            return event.identifier, self._pool.begin(head + body, self._timeout_s, HALFWAY)
+        except NoAnswer as exc:
+            return outcome_of_failure(exc.cause, sent=exc.sent)
+
+    def _ended(self, begun: tuple[str, Connection] | Outcome) -> Outcome:
+        if isinstance(begun, Outcome):
+            return begun
+        identifier, connection = begun
+        try:
+            answer = self._pool.end(connection)
+        except NoAnswer as exc:
+            return outcome_of_failure(exc.cause, sent=exc.sent)
+        return self._outcome_of(answer, identifier)
 
     def _get(self, path: str) -> tuple[Outcome, Answer | None]:
-        return self._exchange(self._heads[path])
-
-    def _exchange(
-        self, request: bytes, identifier: str | None = None, halfway: Callable[[], object] | None = None
-    ) -> tuple[Outcome, Answer | None]:
         try:
-            answer = self._pool.exchange(request, self._timeout_s, halfway)
+            answer = self._pool.exchange(self._heads[path], self._timeout_s)
         except NoAnswer as exc:
             return outcome_of_failure(exc.cause, sent=exc.sent), None
-        outcome = outcome_of(
+        return self._outcome_of(answer), answer
+
+    def _outcome_of(self, answer: Answer, identifier: str | None = None) -> Outcome:
+        return outcome_of(
             answer.status,
             answer.headers,
             answer.body,
@@ -129,12 +148,11 @@ class StripeSender:
             whole=answer.whole,
             identifier=identifier,
         )
-        return outcome, answer
 
 
 def form_of(event: MeterEvent) -> bytes:
     """The request's body: the same bytes for the same event, always."""
-    quote = _quoted
+    quote = quoted
     payload = "".join(f"&payload[{quote(k)}]={quote(v)}" for k, v in event.payload.items())
     return (
         f"event_name={quote(event.event_name)}&identifier={quote(event.identifier)}"
@@ -142,6 +160,12 @@ def form_of(event: MeterEvent) -> bytes:
     ).encode("ascii")
 
 
+def quoted(text: str) -> str:
+    """As `quote_plus`, which most of what goes out passes unchanged."""
+    return text if _is_plain(text) else _quoted(text)
+
+
+_is_plain = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
 _quoted = lru_cache(maxsize=4096)(quote_plus)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -5,16 +5,30 @@ The flusher hands in jobs and collects what became of them; it alone touches the
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 from .._failpoints import failpoint
 from .._redact import one_line
 from .._values import dataclass
 from ..protocols import Claim, Outcome, Sender, Telemetry
+from ..usage import MeterEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An event that was sent, and whose answer is still to be read."""
+
+    fileno: int
+    """Becomes readable once an answer comes; -1 where the outcome is known already."""
+    left_s: float
+    """For how long it is waited for."""
+    end: Callable[[], Outcome]
+    """Read the answer. Does not raise for what the network does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +43,17 @@ class SendingThreads:
     """At most `limit` threads over one sender.
 
     A further thread starts only when work has waited for `SPAWN_AFTER_S`: against a server that answers
-    at once one thread is faster than eight, and leaves the interpreter to those who serve requests.
+    at once one thread is faster than eight, and leaves the interpreter to those who serve requests. Where
+    the sender can, a thread has several requests under way: it begins all that wait, and reads the answers
+    as they come. One that takes long to begin is the last, so that no answer waits for a name look-up.
     """
 
+    TOGETHER = 8
+    SLOW_S = 0.01
+    """A thread that began requests for so long reads their answers before it begins another."""
+
+    COMPANY_S = 0.0003
+    """How long an answer waits for others to be read with it."""
     SPAWN_AFTER_S = 0.005
     LINGER_S = 0.005
     """How long results are gathered before the flusher wakes, so that it commits many in one go."""
@@ -39,6 +61,7 @@ class SendingThreads:
 
     def __init__(self, sender: Sender, limit: int, telemetry: Telemetry) -> None:
         self._sender = sender
+        self._begin = _begin_of(sender)
         self._limit = limit
         self._telemetry = telemetry
         self._jobs: SimpleQueue[tuple[Claim, ...] | None] = SimpleQueue()
@@ -128,14 +151,93 @@ class SendingThreads:
                 with self._changed:
                     self._threads -= 1
                 return
-            ended = Ended(job, self._outcomes(job))
-            failpoint("after_response")
-            with self._changed:
-                self._under_way -= 1
-                self._ended.append(ended)
-                # The first result wakes the flusher, the last ends its gathering.
-                if len(self._ended) == 1 or not self._under_way:
-                    self._changed.notify()
+            if job and self._begin is not None:
+                self._side_by_side(self._begin, job)
+            else:
+                self._tell(Ended(job, self._outcomes(job)))
+
+    def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: tuple[Claim, ...]) -> None:
+        """This job, and others that wait, over connections of their own."""
+        waiting: dict[int, tuple[tuple[Claim, ...], Begun]] = {}
+        slow_at = time.monotonic() + self.SLOW_S
+        more: tuple[Claim, ...] | None = job
+        while more is not None:
+            begun = self._begun(begin, more[0].event)
+            if begun.fileno < 0:
+                self._tell(Ended(more, (begun.end(),)))
+            else:
+                waiting[begun.fileno] = more, begun
+            is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
+            more = self._another() if is_time else None
+        if waiting:
+            self._read(waiting)
+
+    def _another(self) -> tuple[Claim, ...] | None:
+        """Another event to be sent, None if none waits."""
+        try:
+            job = self._jobs.get_nowait()
+        except Empty:
+            return None
+        if job:
+            return job
+        self._jobs.put(job)  # a check, or the word to end: not now
+        return None
+
+    def _read(self, waiting: dict[int, tuple[tuple[Claim, ...], Begun]]) -> None:
+        """Read the answers in the order in which they come."""
+        answers = select.poll()
+        for fileno in waiting:
+            answers.register(fileno, select.POLLIN)
+        deadline = time.monotonic() + min(begun.left_s for _, begun in waiting.values())
+        is_told = True
+        while waiting:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            ready = answers.poll(1000 * (left_s if is_told else min(left_s, self.LINGER_S)))
+            if not ready and not is_told:
+                self._hear()  # the others take their time
+                is_told = True
+                continue
+            if 0 < len(ready) < len(waiting):
+                # Each answer that wakes us takes the interpreter from others; a few at a time are as well.
+                time.sleep(self.COMPANY_S)
+                ready = answers.poll(0)
+            # Where the time is out, each says so for itself.
+            for fileno in [f for f, _ in ready] or list(waiting):
+                answers.unregister(fileno)
+                job, begun = waiting.pop(fileno)
+                self._tell(Ended(job, (self._safely(begun.end),)), wake=False)
+                is_told = False
+
+    def _begun(self, begin: Callable[[MeterEvent], Begun], event: MeterEvent) -> Begun:
+        try:
+            return begin(event)
+        except Exception as exc:
+            outcome = self._raised(exc)
+            return Begun(-1, 0.0, lambda: outcome)
+
+    def _safely(self, end: Callable[[], Outcome]) -> Outcome:
+        try:
+            return end()
+        except Exception as exc:
+            return self._raised(exc)
+
+    def _raised(self, exc: Exception) -> Outcome:
+        # A sender must not raise. One that does may have sent all the same.
+        self._telemetry.failure("delivery.sender", exc)
+        return Outcome("ambiguous", message=one_line(f"the sender raised {type(exc).__name__}"))
+
+    def _tell(self, ended: Ended, *, wake: bool = True) -> None:
+        failpoint("after_response")
+        with self._changed:
+            self._under_way -= 1
+            self._ended.append(ended)
+            # The first result wakes the flusher, the last ends its gathering.
+            if (wake and len(self._ended) == 1) or not self._under_way:
+                self._changed.notify()
+
+    def _hear(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _outcomes(self, job: tuple[Claim, ...]) -> tuple[Outcome, ...]:
         try:
@@ -146,7 +248,13 @@ class SendingThreads:
                 return outcomes
             raise RuntimeError(f"the sender gave {len(outcomes)} outcomes for {len(job)} events")
         except Exception as exc:
-            # A sender must not raise. One that does may have sent all the same.
-            self._telemetry.failure("delivery.sender", exc)
-            outcome = Outcome("ambiguous", message=one_line(f"the sender raised {type(exc).__name__}"))
-            return (outcome,) * max(1, len(job))
+            return (self._raised(exc),) * max(1, len(job))
+
+
+def _begin_of(sender: Sender) -> Callable[[MeterEvent], Begun] | None:
+    """How one request is begun, None where the sender only sends whole ones; one that inherits `begin` and
+    has a `send` of its own is taken at its `send`."""
+    for each in type(sender).__mro__:
+        if "send" in vars(each):
+            return getattr(sender, "begin", None) if "begin" in vars(each) else None
+    return None
