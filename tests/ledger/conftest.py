@@ -71,12 +71,9 @@ class Bench:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """A PostgreSQL of our own."""
-    from tests.ledger.postgres.cluster import Cluster, binaries
+    from tests.ledger.postgres.cluster import Cluster, needed
 
-    if (found := binaries()) is None:
-        told = "needs PostgreSQL: make system"
-        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
-    cluster = Cluster(found)
+    cluster = Cluster(needed())
     try:
         cluster.start()
         yield cluster

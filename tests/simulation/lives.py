@@ -1,8 +1,9 @@
 """Lives of the service at random: use, outages of every kind, crashes at any step, clocks that jump.
 
 One seed is one life, the same each time. `live(seed)` plays it and raises `BrokenRule` if a promise is
-broken. What is real: `states`, the ledger (in memory, or SQLite on disk), `Delivery` and `Flusher`. What is
-simulated: the clocks, the dice, the network and Stripe.
+broken. What is real: `states`, the ledger (in memory, SQLite on disk, or a
+PostgreSQL of our own), `Delivery` and `Flusher`. What is simulated: the clocks, the dice, the network and
+Stripe.
 
 While nothing can be delivered, turns are minutes or hours apart rather than seconds, as on a machine that is
 starved: what matters is the order of things, and thousands of probes that all fail tell nothing new.
@@ -10,12 +11,12 @@ starved: what matters is the order of things, and thousands of probes that all f
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
 import random
 import shutil
-import sqlite3
 import tempfile
 import threading
 from collections import Counter
@@ -23,17 +24,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import llm_metering.ledger.folder
 import llm_metering.ledger.lane
+import llm_metering.ledger.postgres.ledger
 from llm_metering.protocols import Claim
+from tests.ledger.conftest import rows as lane_rows
+from tests.ledger.postgres.cluster import Cluster, Place, needed
 from tests.simulation.processes import Died, Process
 from tests.simulation.stripe import DOUBTFUL, REFUSE, TROUBLES, WELL, SimulatedStripe
 from tests.simulation.world import ALL, AT_REST, DAY, HOUR, START, Job, rule
 
-Kind = Literal["memory", "sqlite"]
+Kind = Literal["memory", "sqlite", "postgres"]
 CUSTOMERS = tuple(f"cus_{i}" for i in range(12))
 LATE_S = 80.0
 """A request that its sender did not survive arrives within this time, if at all."""
@@ -58,7 +63,7 @@ class Tally:
 
 def live(seed: int, kind: Kind = "memory", *, say: Callable[[str], None] | None = None) -> Tally:
     """Play one life to its end; raise `BrokenRule` if a promise is broken."""
-    with _folder(kind) as folder:
+    with _home(kind) as folder:
         life = Life(seed, kind, folder, say)
         with life.mortal():
             life.play()
@@ -68,7 +73,9 @@ def live(seed: int, kind: Kind = "memory", *, say: Callable[[str], None] | None 
 class Life:
     """Some processes, one Stripe, one clock."""
 
-    def __init__(self, seed: int, kind: Kind, folder: Path | None, say: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, seed: int, kind: Kind, folder: Path | Place | None, say: Callable[[str], None] | None
+    ) -> None:
         self.dice = dice = random.Random(seed)
         self.tally = Tally(seed, kind)
         self.now = START
@@ -392,18 +399,16 @@ class Life:
         if self.folder is None:
             return {r.id: Decimal(r.usage.total or 0) for r in self.processes[0].ledger.records}
         found: dict[str, Decimal] = {}
-        for path in sorted(self.folder.glob("lane-*.db")):
-            db = sqlite3.connect(path)
-            for id_, counts in db.execute("SELECT id, counts FROM usage"):
-                rule(id_ not in found, f"record {id_} is there twice")
-                found[id_] = Decimal(sum(json.loads(counts).values()))
-            db.close()
+        for id_, counts in rows_of(self.folder, "SELECT id, counts FROM usage"):
+            rule(id_ not in found, f"record {id_} is there twice")
+            found[id_] = Decimal(sum(json.loads(counts).values()))
         return found
 
     @contextmanager
     def mortal(self) -> Iterator[None]:
         """Let processes die inside of the ledger's transactions, too."""
         lane_module: Any = llm_metering.ledger.lane
+        postgres_module: Any = llm_metering.ledger.postgres.ledger
         folder_module: Any = llm_metering.ledger.folder
         before, silent = lane_module.failpoint, logging.root.manager.disable
         ours = threading.get_ident()
@@ -413,6 +418,7 @@ class Life:
                 self.die_if_told()
 
         lane_module.failpoint = failpoint
+        postgres_module.failpoint = failpoint
         names = folder_module.lane_names
         # Files that were written within one tick of the machine's clock would come in any order.
         folder_module.lane_names = lambda folder: sorted(names(folder))
@@ -420,7 +426,7 @@ class Life:
         try:
             yield
         finally:
-            lane_module.failpoint = before
+            lane_module.failpoint = postgres_module.failpoint = before
             folder_module.lane_names = names
             logging.disable(silent)
 
@@ -435,10 +441,33 @@ def _log_uniform(dice: random.Random, low: float, high: float) -> float:
     return math.exp(dice.uniform(math.log(low), math.log(high)))
 
 
+def rows_of(home: Path | Place, query: str) -> list[Any]:
+    """What the ledgers there hold."""
+    if isinstance(home, Place):
+        return home.rows(query)
+    return lane_rows(home, query)
+
+
+@lru_cache(maxsize=1)
+def _cluster() -> Cluster:
+    """One server for all lives of this process."""
+    cluster = Cluster(needed())
+    atexit.register(cluster.remove)
+    cluster.start()
+    return cluster
+
+
 @contextmanager
-def _folder(kind: Kind) -> Iterator[Path | None]:
+def _home(kind: Kind) -> Iterator[Path | Place | None]:
     if kind == "memory":
         yield None
+        return
+    if kind == "postgres":
+        place = _cluster().new_place()
+        try:
+            yield place
+        finally:
+            place.rows(f"DROP SCHEMA {place.schema} CASCADE")
         return
     quick = "/dev/shm" if Path("/dev/shm").is_dir() else None
     parent = Path(tempfile.mkdtemp(dir=quick))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llm_metering.ledger.memory import MemoryLedger
+from llm_metering.ledger.postgres import PostgresLedger
 from llm_metering.ledger.sqlite import SqliteLedger
 from llm_metering.meters import lines_of
 from llm_metering.protocols import Claim, Entry, Ledger, Progress
 from llm_metering.usage import Usage, UsageRecord
+from tests.ledger.postgres.cluster import Place
 from tests.simulation.stripe import SimulatedStripe
 from tests.simulation.world import METERS, VirtualSending, World
 
@@ -30,7 +32,7 @@ class Surroundings(Protocol):
 
     dice: random.Random
     now: float
-    folder: Path | None
+    folder: Path | Place | None
     stripe: SimulatedStripe
     max_in_flight: int
     bucket_s: int
@@ -74,6 +76,15 @@ class Process(World):
         dice = random.Random(self.life.dice.randrange(2**32))
         if self.life.folder is None:
             return MemoryLedger(random=dice.random)
+        if isinstance(self.life.folder, Place):
+            return PostgresLedger(
+                self.life.folder.url,
+                schema=self.life.folder.schema,
+                new_id=lambda: f"{dice.getrandbits(128):032x}",
+                random=dice.random,
+                hold_s=700,  # rounds are up to five minutes apart
+                clock="caller",
+            )
         return SqliteLedger(
             self.life.folder,
             new_id=lambda: f"{dice.getrandbits(128):032x}",
@@ -97,7 +108,10 @@ class Process(World):
     def end(self) -> list[Claim]:
         """Be gone; what was under way and has not arrived yet."""
         self.is_down = True
-        self.ledger.close()
+        if isinstance(self.ledger, PostgresLedger) and self.life.dice.random() < 0.5:
+            self.ledger.vanish()
+        else:
+            self.ledger.close()
         under_way = [claim for job in self.sending.jobs if job.outcomes is None for claim in job.claims]
         self.sending.jobs = []
         return under_way

@@ -38,6 +38,19 @@ def test_whatever_happens_the_promises_hold() -> None:
     assert {t.kind for t in tallies} == {"memory", "sqlite"}
 
 
+def test_whatever_happens_the_promises_hold_in_postgresql() -> None:
+    """Few lives, since each statement goes to a server and back; at length with `--ledger postgres`."""
+    tallies = lives(range(1, 3), "postgres")
+    assert sum(t.crashes for t in tallies) > 3
+    assert sum(t.states["ACCEPTED"] for t in tallies) > 30
+
+
+@pytest.mark.slow
+def test_whatever_happens_the_promises_hold_in_postgresql_at_length() -> None:
+    tallies = lives(range(4, 10), "postgres")
+    assert sum(t.jumps for t in tallies) > 3
+
+
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_seed_is_the_same_life_each_time(kind: str) -> None:
     seed = 7
@@ -69,10 +82,10 @@ def test_usage_that_vanishes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         lives(range(1, 20))
 
 
-def lives(seeds: range) -> list[Tally]:
+def lives(seeds: range, ledger: str = "mixed") -> list[Tally]:
     tallies = []
     for seed in seeds:
-        kind = kind_of(seed, "mixed")
+        kind = kind_of(seed, ledger)
         try:
             tallies.append(live(seed, kind))
         except BrokenRule as exc:

@@ -116,7 +116,7 @@ class PostgresLedger:
             self._is_open, self._reader.keep = True, True
             self._recovered += self._do(self._arrive, now)
         except BaseException:
-            self._end()
+            self.vanish()
             raise
         self._warn(doubtful)
 
@@ -129,7 +129,14 @@ class PostgresLedger:
         except LedgerError:
             pass  # the server is gone; leases run out by themselves
         finally:
-            self._end()
+            self.vanish()
+
+    def vanish(self) -> None:
+        """Drop the line and say nothing, as one that is killed: others wait until our leases run out."""
+        self._is_open, self._reader.keep = False, False
+        self._post.forget()
+        self._link.close()
+        self._reader.close()
 
     def bind(self, account: str) -> None:
         def body(db: Db, _: float) -> str | None:
@@ -386,12 +393,6 @@ class PostgresLedger:
         if now:
             self._ahead_s = now - db.began_at
         return db.began_at
-
-    def _end(self) -> None:
-        self._is_open, self._reader.keep = False, False
-        self._post.forget()
-        self._link.close()
-        self._reader.close()
 
     def _check(self, db: Db) -> list[str]:
         migrating.check(db, self._link)

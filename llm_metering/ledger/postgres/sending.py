@@ -123,6 +123,8 @@ def finish(
     db: Db, results: Sequence[tuple[Claim, Outcome]], now: float, random: Callable[[], float]
 ) -> list[Transition | None]:
     """End attempts, each under its own fence."""
+    if not results:
+        return []
     found = {row[0]: row for row in _named(db, [claim.event.identifier for claim, _ in results])}
     told: list[Transition | None] = []
     ended: list[tuple[Row, states.Step, Outcome]] = []
@@ -141,6 +143,8 @@ def finish(
 
 def crash_sending(db: Db, now: float, partitions: Sequence[int]) -> list[Transition]:
     """Whoever was sending from these partitions is gone."""
+    if not partitions:
+        return []
     return _crash(db, "partition = ANY(%(mine)s::smallint[])", now, mine=list(partitions))
 
 
@@ -233,6 +237,8 @@ def _in_turn(db: Db, turn: Turn, mine: Sequence[int], busy: set[Pair], now: floa
             chosen.append(seq)
             if len(chosen) == limit:
                 break
+    if not chosen:
+        return []
     found = _events(db, "seq = ANY(%(chosen)s::bigint[]) AND state = 'PENDING'", chosen=chosen)
     place = {seq: n for n, seq in enumerate(chosen)}
     ready = [row for row in found if states.may_send(rows.standing_of(row), now=now)]
@@ -242,7 +248,7 @@ def _in_turn(db: Db, turn: Turn, mine: Sequence[int], busy: set[Pair], now: floa
 def _round(db: Db, turn: Turn, mine: Sequence[int], now: float, limit: int) -> Iterator[tuple[int, Pair]]:
     start = turn.after
     yield from _next(db, turn, start, mine, now, limit)
-    for seq, pair in _next(db, turn, ("", ""), mine, now, limit):
+    for seq, pair in _next(db, turn, ("", ""), mine, now, limit) if start > ("", "") else ():
         if pair > start:
             return
         yield seq, pair

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 SETTINGS = {
     "listen_addresses": "",
@@ -36,6 +37,14 @@ def binaries() -> Path | None:
     if on_path := shutil.which("initdb"):
         found.append(Path(on_path).resolve().parent)
     return max(found, key=lambda p: _number(p.parent.name), default=None)
+
+
+def needed() -> Path:
+    """The same; without it the test is skipped, and fails where everything has to be there."""
+    if (found := binaries()) is None:
+        told = "needs PostgreSQL: make system"
+        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
+    return found
 
 
 @dataclass(frozen=True)

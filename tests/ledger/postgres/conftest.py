@@ -8,7 +8,7 @@ import pytest
 from llm_metering.ledger.postgres import PostgresLedger
 from llm_metering.protocols import Claim, Outcome
 from tests.ledger.conftest import T0
-from tests.ledger.postgres.cluster import Cluster, Place, binaries
+from tests.ledger.postgres.cluster import Cluster, Place, needed
 
 
 class Stripe:
@@ -63,9 +63,7 @@ def hire(place: Place) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def _mortal(cluster: Cluster) -> Iterator[Cluster]:
-    found = binaries()
-    assert found is not None
-    server = Cluster(found)
+    server = Cluster(needed())
     try:
         yield server
     finally:
