@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from decimal import Decimal, InvalidOperation
-from html import escape
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+from rich.text import Text
 
 from ..billing import Catalog, Estimate, MeteredUsage
 from ..billing import estimate as estimate_usage
 from ..billing.money import show
 from ..errors import ConfigurationError
 from .catalogs import named
+from .estimate_page import COLOURS, bar_of, costs_by_price, page_of, words_of
 from .options import Json
 from .screen import Screen, number, row, table
 from .standing import Folder, open_ledger
 
+if TYPE_CHECKING:
+    from ..ledger.places import View
+
 _BAR = 30
+_NOBODY = "(unresolved)"
+_PERIODS = {"month": "%Y-%m", "day": "%Y-%m-%d"}
+_NEVER_BILLED = ("DEAD", "CLOSED")
+_FOR_EVER = 1e11
 
 
 def estimate(
@@ -36,6 +45,13 @@ def estimate(
         ),
     ] = None,
     ledger: Folder = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="month or day (UTC): the ledger's usage of each is a billing period of its own.",
+        ),
+    ] = None,
     offer: Annotated[
         str | None, typer.Option("--offer", help="Only this offer of a catalog with several.")
     ] = None,
@@ -47,24 +63,42 @@ def estimate(
     """Price usage locally, per customer, tier by tier. Without --usage it is the ledger's own."""
     if usage is not None and ledger is not None:
         raise ConfigurationError("--usage and --ledger exclude each other")
+    if usage is not None and by is not None:
+        raise ConfigurationError("--by is for the ledger's own usage; give the CSV a column period instead")
     wanted = named(catalog)
     offers = [wanted.offer(offer).name] if offer is not None else [o.name for o in wanted.offers]
     if not offers:
         raise ConfigurationError(f"{catalog} has no offers; add one that names the prices to reckon with")
-    used = tuple(_from_ledger(ledger) if usage is None else _from_csv(usage, wanted))
+    used = tuple(_from_ledger(ledger, by, wanted) if usage is None else _from_csv(usage, wanted))
     estimates = [one for name in offers for one in estimate_usage(wanted, used, offer=name)]
     screen = Screen(as_json=as_json)
     screen.document({"estimates": [{**_fields(one), "total": one.total} for one in estimates]})
-    _show(screen, estimates)
+    _show(screen, wanted, estimates)
     if html is not None:
-        Path(html).write_text(page_of(estimates), encoding="utf-8")
+        _write(html, page_of(wanted, estimates))
         screen.say(f"Written to {html}.")
 
 
-def _from_ledger(folder: str | None) -> Iterator[MeteredUsage]:
+def _from_ledger(folder: str | None, by: str | None, catalog: Catalog) -> Iterator[MeteredUsage]:
     _, view = open_ledger(folder)
+    if by is not None:
+        yield from _by_period(view, by, catalog)
+        return
     for used in view.usage_sums():
         yield MeteredUsage(used.customer, used.event_name, used.value)
+
+
+def _by_period(view: View, by: str, catalog: Catalog) -> Iterator[MeteredUsage]:
+    """Meter events by their own time: those that Stripe has, and those that it is still to have."""
+    if by not in _PERIODS:
+        raise ConfigurationError(f"--by {by} must be month or day")
+    if last := [meter.event_name for meter in catalog.meters if meter.aggregation == "last"]:
+        raise ConfigurationError(f"--by adds up, and meter {last[0]!r} bills the last value")
+    for found in view.event_sums(since=0, until=_FOR_EVER):
+        start = datetime.fromtimestamp(found.start, timezone.utc)
+        value = sum((v for state, v in found.values.items() if state not in _NEVER_BILLED), Decimal(0))
+        if value:
+            yield MeteredUsage(found.customer, found.event_name, value, start.strftime(_PERIODS[by]))
 
 
 def _from_csv(name: str, catalog: Catalog) -> Iterator[MeteredUsage]:
@@ -100,73 +134,53 @@ def _usage(line: dict[str, Any], at: str, only: str | None) -> MeteredUsage:
     return MeteredUsage(line["customer"] or None, event_name, value, line.get("period") or None)
 
 
+def _write(name: str, page: str) -> None:
+    try:
+        Path(name).write_text(page, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigurationError(f"{name} cannot be written: {exc.strerror}") from exc
+
+
 def _fields(one: Estimate) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__slots__}
 
 
-def _show(screen: Screen, estimates: list[Estimate]) -> None:
+def _show(screen: Screen, catalog: Catalog, estimates: list[Estimate]) -> None:
     if not estimates:
         screen.say("No usage, no cost.")
         return
-    most = max(one.total for one in estimates)
-    costs = table("customer", "period", "offer", "cost", "", right=["cost"])
-    for one in estimates:
-        bar = "█" * _share(one.total, most, _BAR)
-        row(costs, one.customer or "(unresolved)", one.period, one.offer, show(one.total, one.currency), bar)
-    screen.table(costs)
-    lines = table("customer", "offer", "price", "tier", "quantity", "amount", right=["quantity", "amount"])
-    for one in estimates:
-        for line in one.lines:
-            tier = "" if line.tier is None else f"{line.tier}{' flat' if line.flat else ''}"
-            amount = show(line.amount, one.currency)
-            row(
-                lines,
-                one.customer or "(unresolved)",
-                one.offer,
-                line.price,
-                tier,
-                number(line.quantity),
-                amount,
-            )
-    screen.table(lines)
+    _show_costs(screen, estimates)
+    _show_tiers(screen, catalog, estimates)
     for currency in dict.fromkeys(one.currency for one in estimates):
         for name in dict.fromkeys(one.offer for one in estimates if one.currency == currency):
             total = sum((o.total for o in estimates if (o.offer, o.currency) == (name, currency)), Decimal(0))
             screen.say(f"{name}: {show(total, currency)} in all", "bold")
 
 
-def _share(part: Decimal, whole: Decimal, width: int) -> int:
-    return int(part * width / whole) if whole else 0
+def _show_costs(screen: Screen, estimates: list[Estimate]) -> None:
+    """A bar for each, in which every price has its colour."""
+    most = max(one.total for one in estimates)
+    keys = list(dict.fromkeys(line.price for one in estimates for line in one.lines))
+    colours = {key: COLOURS[min(i, len(COLOURS) - 1)] for i, key in enumerate(keys)}
+    costs = table("customer", "period", "offer", "cost", "", right=["cost"])
+    for one in estimates:
+        bar = Text()
+        for key, blocks in bar_of(costs_by_price(one).items(), most, _BAR):
+            bar.append(blocks, style=colours[key])
+        cells = (one.customer or _NOBODY, one.period, one.offer, show(one.total, one.currency))
+        costs.add_row(*(Text(cell or "") for cell in cells), bar)
+    screen.table(costs)
 
 
-def page_of(estimates: Iterable[Estimate]) -> str:
-    """The costs as one HTML page that needs nothing else."""
-    estimates = list(estimates)
-    most = max((one.total for one in estimates), default=Decimal(0))
-    rows = "\n".join(
-        f"<tr><td>{escape(one.customer or '(unresolved)')}<td>{escape(one.period or '')}"
-        f"<td>{escape(one.offer)}<td class=n>{escape(show(one.total, one.currency))}"
-        f'<td><div class=bar style="width:{_share(one.total, most, 100)}%"></div>'
-        for one in estimates
+def _show_tiers(screen: Screen, catalog: Catalog, estimates: list[Estimate]) -> None:
+    lines = table(
+        "customer", "period", "offer", "price", "charge", "quantity", "amount", right=["quantity", "amount"]
     )
-    return _PAGE.replace("ROWS", rows)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What usage will cost</title>
-<style>
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884 }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-.bar { height: 1rem; min-width: 1px; background: #635bff; border-radius: 2px }
-th:last-child { width: 40% }
-</style>
-<h1>What usage will cost</h1>
-<table><thead><tr><th>Customer<th>Period<th>Offer<th class=n>Cost<th></thead><tbody>
-ROWS
-</tbody></table>
-</html>
-"""
+    for one in estimates:
+        for line in one.lines:
+            words = words_of(catalog.price(line.price), line)
+            quantity = "" if line.flat else number(line.quantity)
+            amount = show(line.amount, one.currency)
+            who = one.customer or _NOBODY
+            row(lines, who, one.period, one.offer, line.price, words, quantity, amount)
+    screen.table(lines)

@@ -158,7 +158,7 @@ def test_an_estimate_can_be_a_page(run, catalog, tmp_path) -> None:
     assert "&lt;b&gt;a&lt;/b&gt;" in text
     assert "<b>a" not in text
     assert "25.00 USD" in text
-    assert 'style="width:100%"' in text
+    assert 'style="width:20.000%;background:' in text, "5 of 25 for use, 20 for the seat"
 
 
 def test_the_ledgers_own_usage_is_priced(run, ledger, monkeypatch) -> None:
