@@ -4,26 +4,27 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+EXTRA ?= dev
+READY := $(VENV)/.ready-$(EXTRA)
 
 BROWSER ?= chromium chromium-driver
 DATABASE ?= postgresql
 POSTGRES_BIN ?= /usr/lib/postgresql/*/bin/initdb
 WAITS ?= 0 10 30
 
-.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz system clean
+.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest system clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml
+$(VENV)/.ready-%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 was found; say which: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-demo: $(READY) ## From LLM calls to both invoice previews, offline, in under a minute
+demo: $(VENV)/.ready-demo ## From LLM calls to both invoice previews, offline, in under a minute
 	$(BIN)/llm-metering demo
 
 test: $(READY) ## All tests
@@ -62,6 +63,13 @@ soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak M
 fuzz: $(READY) ## Minutes of hostile bytes and values for every reader: make fuzz MINUTES=10
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
+OLDEST ?= 'starlette==0.40.*' 'fastapi==0.115.*' 'anyio==4.4.*'
+oldest: ## The middleware's tests under the oldest FastAPI and Starlette, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compression]' $(OLDEST) \
+	  asgiref httpx hypothesis openai pytest pytest-timeout requests trio uvicorn websockets wsproto zstandard
+	.venv-oldest/bin/python -m pytest -q tests/capture/server
+
 system: ## Install the browser and PostgreSQL for tests, where they are missing (Debian, as root or with sudo)
 	@look() { missing=; \
 	  command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$(BROWSER)"; \
@@ -79,4 +87,4 @@ system: ## Install the browser and PostgreSQL for tests, where they are missing 
 	echo "Could not be installed: $$missing"; exit 1
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
+	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache dist build

@@ -1,6 +1,6 @@
 """A Litestar service that bills its callers' tokens. The middleware goes round it, as round any ASGI app.
 
-    OPENAI_API_KEY=… CHAT_API_KEYS=key-ada=cus_ada uvicorn app:app
+OPENAI_API_KEY=… CHAT_API_KEYS=key-ada=cus_ada uvicorn app:app
 """
 
 from __future__ import annotations
