@@ -75,15 +75,16 @@ def parse_amount(value: Amount, field: str = "amount") -> Decimal:
         raise ConfigurationError(
             f"{field}={value!r} is not a number; write it like '0.04', with a point and no currency sign"
         ) from None
+    said = repr(value) if isinstance(value, str) else str(value)
     if not amount.is_finite():
-        raise ConfigurationError(f"{field}={value!r} must be a finite number")
+        raise ConfigurationError(f"{field}={said} must be a finite number")
     if amount < 0:
-        raise ConfigurationError(f"{field}={value!r} is negative; a price is 0 or more")
+        raise ConfigurationError(f"{field}={said} is negative; a price is 0 or more")
     # Past these bounds the decimal context would round or overflow before the rules below could refuse.
     if amount.adjusted() >= _MAX_DIGITS or len(amount.as_tuple().digits) > _EXACT.prec // 2:
-        raise ConfigurationError(f"{field}={value!r} is too large or too long to be a price")
+        raise ConfigurationError(f"{field}={said} is too large or too long to be a price")
     if -int(amount.as_tuple().exponent) > _EXACT.prec // 2:
-        raise ConfigurationError(f"{field}={value!r} has more decimals than Stripe keeps ({MAX_DECIMALS})")
+        raise ConfigurationError(f"{field}={said} has more decimals than Stripe keeps ({MAX_DECIMALS})")
     return amount
 
 
