@@ -14,6 +14,7 @@ from ..providers.wire_frames import FRAMED
 from ..usage import NOTHING, Reading, Surface
 from . import claims
 from .client_routes import Route, model_of, route_of
+from .response_bytes import InflatedTally
 from .streams import StreamTap, is_billable, lasting_id
 from .taps import hold_rest, tap_response
 
@@ -138,7 +139,7 @@ class HttpCall:
                 return
         if self._route.lookup and not lasting:
             return  # it was recorded when it was made
-        if not is_billable(reading):
+        if not (is_billable(reading) or (self._route.api == "embeddings" and b'"embedding' in content)):
             self._meter.recorder.telemetry.count("client.unread")
             return
         self.record(reading, lasting_id(reading.response_id) if lasting and reading.response_id else None)
@@ -202,6 +203,8 @@ class BodyTap:
         self._finished = False
 
     def feed(self, chunk: bytes) -> None:
+        if isinstance(self.tally, InflatedTally):
+            chunk = self.tally.inflated(chunk)
         self._size += len(chunk)
         # A longer one is only read at both ends, of which these are enough.
         if self._size <= 2 * self._call.limit:

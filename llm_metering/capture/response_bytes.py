@@ -165,8 +165,12 @@ class InflatedTally:
         self._inflater = Inflater(encoding, MOST_INFLATED)
 
     def feed(self, chunk: bytes, /) -> None:
-        if self._inflater.problem is None and (plain := self._inflater.feed(chunk)):
+        if plain := self.inflated(chunk):
             self._tally.feed(plain)
+
+    def inflated(self, chunk: bytes) -> bytes:
+        """What the next bytes inflate to; nothing where they cannot be."""
+        return self._inflater.feed(chunk) if self._inflater.problem is None else b""
 
     @property
     def complete(self) -> bool:

@@ -44,7 +44,7 @@ def _payload(request: Any, api: str | None, prompt: Prompt) -> None:
             parts = get(system, "parts")
             _message("system", system if parts is None else parts, prompt)
     if api == "embeddings":
-        _plain(get(request, "input"), prompt)
+        _embedded(request, prompt)
         return
     _plain(get(request, "prompt"), prompt)
     for name in ("chat_history", "messages", "contents", "input"):
@@ -63,6 +63,16 @@ def _payload(request: Any, api: str | None, prompt: Prompt) -> None:
             if (system := get(config, key)) is not None:
                 _message("system", get(system, "parts") or system, prompt)
         _tools(config, prompt)
+
+
+def _embedded(request: Any, prompt: Prompt) -> None:
+    """What is to be embedded: OpenAI's and Ollama's `input`, Cohere's `texts`, Hugging Face's `inputs`,
+    Gemini's `content`, alone or in a batch."""
+    for name in ("input", "inputs", "texts"):
+        _plain(get(request, name), prompt)
+    for each in (request, *items(get(request, "requests"))):
+        for part in items(get(get(each, "content"), "parts")):
+            _plain(get(part, "text"), prompt)
 
 
 def _plain(value: Any, prompt: Prompt) -> None:
