@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from . import credit_grants
@@ -35,7 +36,7 @@ from .renewals import cycle_draft
 from .store import Doc
 from .subscription_tables import CANCEL_AT, CHANGED_ITEMS, MODE, PRORATION
 from .subscription_times import billed_until
-from .subscriptions import change
+from .subscriptions import change, change_draft
 from .tariffs import tariff, usage_of
 from .world import Call, Route
 
@@ -50,6 +51,8 @@ def create_preview(call: Call) -> Doc:
 
 def _previewed(call: Call) -> Doc:
     draft = _draft(call, call.params)
+    if call.params.get("preview_mode") == "recurring":
+        draft = replace(draft, pending=())
     invoice = invoice_document(call, draft, call.world.new_id("upcoming_in_", 24), "il_tmp_")
     if draft.customer is not None and call.switches.preview_credits:
         credit_grants.apply(call, invoice, draft.end)
@@ -79,7 +82,9 @@ def _draft(call: Call, given: dict[str, Any]) -> Draft:
         call.store.save(call.account, subscription)
         _add_items(call, customer, subscription["currency"], subscription["id"])
         if details.get("items"):
-            change(call, subscription, details["items"], behavior)
+            now = change(call, subscription, details["items"], behavior)
+            if behavior == "always_invoice":
+                return change_draft(call, subscription, "upcoming", now)
         return _next_of(call, subscription)
     if "cancel_at" in details or "cancel_at_period_end" in details:
         raise not_played("subscription_details[cancel_at]")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .discounts import DISCOUNTS
+from .errors import not_played
 from .forms import (
     CREATED,
     EXPAND,
@@ -25,7 +28,15 @@ from .inline_prices import ONCE_DATA, RECURRING_DATA
 ID: Table = {"expand": EXPAND}
 MODE = hash_of({"type": Required(choice("classic", "flexible")), "flexible": anything})
 PRORATION = choice("always_invoice", "create_prorations", "none")
-BEHAVIOR = choice("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
+
+
+def behavior(value: Any, path: str) -> str:
+    """How payment may fail; what waits for it, and is undone after a day, is not played."""
+    if value == "pending_if_incomplete":
+        raise not_played(path)
+    return str(choice("allow_incomplete", "default_incomplete", "error_if_incomplete")(value, path))
+
+
 COLLECTION = choice("charge_automatically", "send_invoice")
 _ITEM: Table = {
     "billing_thresholds": refused,
@@ -72,7 +83,7 @@ _SHARED: Table = {
     "invoice_settings": anything,
     "metadata": METADATA,
     "off_session": boolean,
-    "payment_behavior": BEHAVIOR,
+    "payment_behavior": behavior,
     "payment_settings": anything,
     "proration_behavior": PRORATION,
     "trial_end": either(choice("now"), integer(1)),
@@ -142,7 +153,7 @@ MIGRATE: Table = {**ID, "billing_mode": Required(MODE)}
 _ITEM_CHANGE: Table = {
     **_ITEM,
     "expand": EXPAND,
-    "payment_behavior": BEHAVIOR,
+    "payment_behavior": behavior,
     "proration_behavior": PRORATION,
     "proration_date": refused,
 }
@@ -150,7 +161,7 @@ ITEM_CREATE: Table = {**_ITEM_CHANGE, "subscription": Required(text())}
 ITEM_UPDATE: Table = {**_ITEM_CHANGE, "off_session": boolean}
 ITEM_DELETE: Table = {
     "clear_usage": refused,
-    "payment_behavior": BEHAVIOR,
+    "payment_behavior": behavior,
     "proration_behavior": PRORATION,
     "proration_date": refused,
 }

@@ -11,7 +11,7 @@ from .discounts import give
 from .errors import Refusal, invalid, not_played
 from .events import emit
 from .invoice_items import add_once
-from .invoices import Draft, collect, finalize, pending_items
+from .invoices import Draft, collect, declined, finalize, pending_items
 from .items import items_of, shown_item
 from .lists import created_within, merged_metadata, page, unset
 from .pauses import finish, pause
@@ -149,21 +149,25 @@ def _change(call: Call, subscription: Doc, items: list[dict[str, Any]]) -> None:
     behavior = call.params.get("proration_behavior", "create_prorations")
     now = change(call, subscription, items, behavior)
     if behavior == "always_invoice":
-        customer = call.find("customer", subscription["customer"], "customer")
-        draft = Draft(
-            customer,
-            subscription,
-            subscription["currency"],
-            (),
-            "subscription_update",
-            created=now,
-            start=now,
-            end=now,
-            pending=pending_items(call, customer["id"], subscription["id"]),
-            collection_method=subscription["collection_method"],
-            days_until_due=subscription["days_until_due"],
-        )
-        _bill_now(call, draft, subscription, now)
+        _bill_now(call, change_draft(call, subscription, "subscription_update", now), subscription, now)
+
+
+def change_draft(call: Call, subscription: Doc, reason: str, now: int) -> Draft:
+    """The invoice of a change that is billed at once: all that waits for the subscription's next one."""
+    customer = call.find("customer", subscription["customer"], "customer")
+    return Draft(
+        customer,
+        subscription,
+        subscription["currency"],
+        (),
+        reason,
+        created=now,
+        start=now,
+        end=now,
+        pending=pending_items(call, customer["id"], subscription["id"]),
+        collection_method=subscription["collection_method"],
+        days_until_due=subscription["days_until_due"],
+    )
 
 
 def _end_trial(call: Call, subscription: Doc, wanted: int | str) -> None:
@@ -202,9 +206,21 @@ def _bill_now(call: Call, draft: Draft, subscription: Doc, now: int) -> None:
     call.store.save(call.account, subscription)
     if not invoice.get("_paused"):
         finalize(call, invoice, now)
-        collect(call, invoice, now, attempt=subscription["collection_method"] == "charge_automatically")
+        _charge(call, invoice, subscription, now)
     elif invoice["_paused"] != "keep_as_draft":
         finish(call, invoice, now)
+
+
+def _charge(call: Call, invoice: Doc, subscription: Doc, now: int) -> None:
+    """Have an invoice of a change paid, as far as `payment_behavior` wants that."""
+    behavior = call.params.get("payment_behavior", "allow_incomplete")
+    charges = subscription["collection_method"] == "charge_automatically" and behavior != "default_incomplete"
+    if collect(call, invoice, now, attempt=charges) or not charges:
+        return
+    if behavior == "error_if_incomplete":
+        raise declined()
+    subscription["status"] = "past_due"
+    call.store.save(call.account, subscription)
 
 
 def _check_alive(subscription: Doc) -> None:

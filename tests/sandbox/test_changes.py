@@ -109,6 +109,57 @@ def test_prorations_can_be_invoiced_at_once(shop, clock):
     assert shop.preview(subscription).total == 20000
 
 
+def test_what_a_change_costs_at_once_can_be_previewed(shop, clock):
+    subscription = shop.subscribe(shop.licence(), **SENT)
+    clock.time = START + 31 * DAY // 2
+    details = {
+        "items": [{"id": item_of(subscription), "quantity": 2}],
+        "proration_behavior": "always_invoice",
+    }
+    preview = shop.api.invoices.create_preview(
+        {"subscription": subscription.id, "subscription_details": details}
+    )
+    assert (preview.created, preview.total) == (int(clock.time), 5000)
+    assert shop.preview(subscription).total == 10000
+
+
+def test_a_recurring_preview_leaves_out_what_is_billed_once(shop, clock):
+    subscription = shop.subscribe(shop.licence(), **SENT)
+    clock.time = START + 31 * DAY // 2
+    change(shop, subscription, {"id": item_of(subscription), "quantity": 2})
+    given = {"subscription": subscription.id, "preview_mode": "recurring"}
+    assert shop.preview(subscription).total == 25000
+    assert shop.api.invoices.create_preview(given).total == 20000
+
+
+@pytest.mark.parametrize(
+    ("behavior", "status"), [("allow_incomplete", "past_due"), ("default_incomplete", "active")]
+)
+def test_a_change_that_cannot_be_paid_is_made_and_owed(shop, clock, refused, behavior, status):
+    card = {"invoice_settings": {"default_payment_method": "pm_card_visa"}}
+    customer = shop.api.customers.create({"name": "Jane", "payment_method": "pm_card_visa", **card})
+    licence = shop.licence()
+    subscription = shop.api.subscriptions.create({"customer": customer.id, "items": [{"price": licence.id}]})
+    shop.api.subscriptions.update(subscription.id, {"default_payment_method": "pm_card_chargeCustomerFail"})
+    clock.time += DAY
+    more = {"id": item_of(subscription), "quantity": 2}
+    error = refused(
+        change,
+        shop,
+        subscription,
+        more,
+        proration_behavior="always_invoice",
+        payment_behavior="error_if_incomplete",
+    )
+    assert error.http_status == 402
+    assert shop.api.subscription_items.retrieve(more["id"]).quantity == 1
+    error = refused(change, shop, subscription, more, payment_behavior="pending_if_incomplete")
+    assert error.code == "sandbox_not_played"
+    changed = change(shop, subscription, more, proration_behavior="always_invoice", payment_behavior=behavior)
+    assert (changed.status, changed["items"].data[0].quantity) == (status, 2)
+    assert shop.api.invoices.retrieve(changed.latest_invoice).status == "open"
+
+
 def test_prorations_of_a_change_and_its_undoing_cancel_out(shop, clock):
     subscription = shop.subscribe(shop.licence(), **SENT)
     clock.time += 12_345
