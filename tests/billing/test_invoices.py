@@ -176,6 +176,19 @@ def test_a_backdated_subscription_invoices_each_past_period_and_adds_it_up_per_p
     assert per_product(invoice) == {"hypernian_tokens": (3100, Decimal("1.24"))}
 
 
+def test_a_subscription_with_an_anchor_pays_its_share_until_then_and_then_the_whole(client) -> None:
+    """From January 15, 12:00, to February 1: 16.5 of 31 days."""
+    first = datetime(2026, 2, 1, tzinfo=timezone.utc)
+    life = Life(client, FlatFeeWithOverages(), anchor=first)
+    assert {item.period_end for item in life.subscription.items} == {first}
+    life.until(START + HOUR)
+    life.use(3000)
+    life.until(int(first.timestamp()) + 2 * HOUR)
+    stub, second = life.invoices()
+    assert stub.total == Decimal("53.23")
+    assert per_product(second) == {"hypernian_tokens_usage": (3000, 80), "hypernian_tokens_license": (1, 100)}
+
+
 def test_anchor_and_backdate_reach_stripe_as_seconds(client, line) -> None:
     apply(PayAsYouGo(), client)
     at = datetime(2030, 1, 1, tzinfo=timezone.utc)
