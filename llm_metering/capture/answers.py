@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LAST = frozenset(("http.response.body", "http.response.pathsend", "websocket.close"))
 """Messages that may be the last of a response."""
 
-LOOK_AFTER_CHUNKS = 32
+LOOK_AFTER_CHUNKS = 128
 LOOK_AFTER_BYTES = 16_384
 """Chunks of a stream are put aside and looked at together: after so many, after one of such a size, or when a
 progress row is due, whichever comes first."""
@@ -50,8 +50,8 @@ class AppAnswer:
     """
 
     __slots__ = (
-        "_api", "_began", "_hold", "_keeps_text", "_kind", "_noted", "_recorder", "_request", "_scope",
-        "_send", "_tally", "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
+        "_api", "_began", "_hold", "_keeps_text", "_kind", "_left", "_noted", "_recorder", "_request",
+        "_scope", "_send", "_tally", "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
@@ -79,6 +79,8 @@ class AppAnswer:
         self._began = False
         self.over = False
         self._noted = 0
+        self._left = 0
+        """How many chunks may be put aside before one has to be looked at."""
         self.aside: list[bytes] = []
         """Chunks of a stream that were not looked at yet."""
         self.room = LOOK_AFTER_CHUNKS
@@ -99,6 +101,13 @@ class AppAnswer:
 
         Not a coroutine of its own: a message costs no more than a look at it, unless it has to wait.
         """
+        # Most chunks of a stream are put aside and nothing else; only bodies can have more to come.
+        if (left := self._left) and message.get("more_body"):
+            chunk = message.get("body")
+            if type(chunk) is bytes and 0 < len(chunk) < LOOK_AFTER_BYTES:
+                self._left = left - 1
+                self.aside.append(chunk)
+                return self._send(message)
         if message["type"] != "http.response.body":
             return self._pass_other(message)
         if (feed := self.feed) is not None and (chunk := message.get("body")):
@@ -149,7 +158,7 @@ class AppAnswer:
             if (is_due and new) or new >= every:
                 self._noted, new = tally.tokens_so_far, 0
                 tap.leave_progress()
-            self.room = min(LOOK_AFTER_CHUNKS, every - new)
+            self._make_room(every - new)
         except Exception as exc:
             self.fail(exc)
 
@@ -157,7 +166,7 @@ class AppAnswer:
         """The answer is over, or broke off: record it. Only the first call does anything."""
         if self.over:
             return
-        self.over, self.feed = True, None
+        self.over, self.feed, self._left = True, None, 0
         if self._timer is not None:
             self._timer.cancel()
         if not self._began:
@@ -175,7 +184,7 @@ class AppAnswer:
     def fail(self, exc: Exception) -> None:
         """An error of our own while reading: the answer goes on, and what is read of it is marked."""
         self._recorder.telemetry.failure("middleware.read", exc)
-        self.feed = None
+        self.feed, self._left = None, 0
         if self._tally is not None:
             self._tally.give_up(f"the answer could not be read: {type(exc).__name__}")
 
@@ -213,8 +222,8 @@ class AppAnswer:
         self._tap.feed(chunk)  # writes the first row
         self._noted = tally.tokens_so_far
         if self._look_after(SECOND_ROW_AFTER_S):
-            self.room = min(LOOK_AFTER_CHUNKS, self._recorder.settings.progress_every_tokens)
             self.feed = self.aside.append
+            self._make_room(self._recorder.settings.progress_every_tokens)
         else:
             self.feed = self._tap.feed
 
@@ -238,6 +247,12 @@ class AppAnswer:
             tap.discard()
         else:
             tap.finish(complete)
+
+    def _make_room(self, tokens: int) -> None:
+        """Put chunks aside until so many tokens may have come; the last of them is looked at."""
+        self.room = min(LOOK_AFTER_CHUNKS, tokens)
+        # Without a timer nothing is put aside: what comes is looked at as it comes.
+        self._left = 0 if self._timer is None or self.feed is None else self.room - 1
 
     def _look_after(self, delay_s: float) -> bool:
         """Set a timer, so that what came is noted in time even where nothing more comes."""
@@ -311,6 +326,10 @@ class AnswerTally:
         """Take chunks that were put aside, and empty the list."""
         if chunks:
             self._chunks += len(chunks)
+            if self._inflater is None and self._unread is None:
+                self._wire.feed_all(chunks)
+                chunks.clear()
+                return
             joined = b"".join(chunks)
             chunks.clear()
             self.feed(joined)

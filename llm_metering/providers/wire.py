@@ -77,6 +77,14 @@ class WireTally:
         elif kind == FRAMED:
             self._start(WireFrames)
 
+    def feed_all(self, chunks: list[bytes]) -> None:
+        """Take several, in order."""
+        body = self._body
+        if type(body) is WireEvents:
+            body.feed_all(chunks)
+        else:
+            self.feed(b"".join(chunks))
+
     def result(self) -> Reading:
         """What the answer says; to be called once it has ended or broken off."""
         if self._body is None:

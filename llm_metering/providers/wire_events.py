@@ -51,6 +51,14 @@ class WireEvents:
         if self._size > self._next:
             self._scan()
 
+    def feed_all(self, chunks: list[bytes]) -> None:
+        """Take several, in order."""
+        self._chunks += chunks
+        self._size += sum(map(len, chunks))
+        self.tokens_so_far += len(chunks)
+        if self._size > self._next:
+            self._scan()
+
     @property
     def complete(self) -> bool:
         self._scan()
@@ -83,7 +91,9 @@ class WireEvents:
 
     def _scan(self) -> None:
         """Search what came since the last time; keep its beginnings of lines for the next."""
-        window = self._carry + b"".join(self._chunks)
+        if not self._chunks:
+            return
+        window = b"".join([self._carry, *self._chunks])
         self._chunks.clear()
         self._size = 0
         cut = max(window.rfind(b"\n"), window.rfind(b"\r")) + 1
@@ -91,8 +101,9 @@ class WireEvents:
         # A line that is longer than the window is copied seldom enough to stay linear.
         self._next = max(WINDOW, len(self._carry))
         if cut:
-            self._search(window[:cut])
-            self._keep(window[:cut])
+            whole = window[:cut]
+            self._search(whole)
+            self._keep(whole)
         elif len(self._carry) > self._max:
             self._carry, self._unsure = b"", True
 
