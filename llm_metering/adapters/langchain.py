@@ -20,7 +20,7 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from uuid import UUID
 
-_MAX_CALLS = 10_000
+_MAX_CALLS = 1000
 
 
 class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]

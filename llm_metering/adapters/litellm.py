@@ -19,7 +19,7 @@ try:
 except ImportError as exc:
     raise MissingExtra("litellm", "litellm") from exc
 
-_MAX_CALLS = 10_000
+_MAX_CALLS = 2000
 _UNREAD = frozenset(("pass_through_endpoint", "moderation", "amoderation"))
 
 
@@ -107,7 +107,8 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
             request=request,
             model=_text(kwargs.get("model")),
             dimensions=self._dimensions,
-            own_id=reading.provider not in _KEEPS_IDS,
+            # It comes late: the app's answer may have been recorded by now, under an id of the app's.
+            own_id=True,
         )
 
     def _taken(self, kwargs: Mapping[str, Any]) -> WatchedCall | None:
@@ -126,10 +127,6 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
         api = "embeddings" if "embedding" in kind else None
         reading = read_response(answer, api=api, keep_text=self._recorder.wants_text())
         return replace(reading, provider=_text(kwargs.get("custom_llm_provider")) or reading.provider)
-
-
-_KEEPS_IDS = frozenset(("openai", "azure", "groq", "mistral", "deepseek", "xai", "openrouter", "together_ai"))
-"""For these LiteLLM hands the provider's response id on; for others it makes one up."""
 
 
 def _text(value: Any) -> str | None:

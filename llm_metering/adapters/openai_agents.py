@@ -16,7 +16,8 @@ try:
 except ImportError as exc:
     raise MissingExtra("openai-agents", "openai-agents") from exc
 
-_MAX_CALLS = 10_000
+_MAX_CALLS = 1000
+"""A run that is cancelled in the middle of a call is not told of; what is kept of it goes in time."""
 
 
 class MeteringHooks(RunHooks):  # type: ignore[misc]

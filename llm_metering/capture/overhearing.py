@@ -64,7 +64,8 @@ class WatchedCall:
             request: The call's arguments, for counting what was not reported.
             model: Where the reading names none.
             dimensions: The adapter's.
-            own_id: The response id was made up on the way, and may not be the provider's.
+            own_id: The response id may have been made up on the way, or be another by the time that the app
+                answers; the counts decide where the ids differ.
         """
         self.forget()
         if not (reading.usage or reading.problem or reading.text or reading.written or reading.response_id):
@@ -82,6 +83,10 @@ class WatchedCall:
         )
 
     def _was_heard(self, reading: Reading, own_id: bool) -> bool:
+        if reading.response_id is not None and any(
+            heard.reading.response_id == reading.response_id for heard in self._heard
+        ):
+            return False  # known by its id: then the recorder knows how often it is to be counted
         for heard in self._heard:
             if heard.surface == self._surface or self._surface in heard.claimed:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,6 +210,38 @@ def test_a_stream_of_litellm_behind_the_middleware_is_one_record(layers, meterin
     answer = httpx.post(serving(app) + "/v1/chat/completions", json=ASK, timeout=30)
     assert "[DONE]" in answer.text
     assert used.still(1)[0].provenance == "reported"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_app_that_answers_under_an_id_of_its_own_is_billed_once(layers, metering, used, serving, streamed):
+    """LiteLLM tells of a call when the app has answered, and the middleware has read that, already."""
+
+    async def chat(request: Request) -> Response:
+        said = await litellm.acompletion(
+            **{**ASK, "model": "openai/gpt-5-mini"}, api_base=layers.api_base, api_key="k",
+            stream=streamed, **({"stream_options": {"include_usage": True}} if streamed else {}),
+        )  # fmt: skip
+        if not streamed:
+            return JSONResponse({**said.model_dump(mode="json"), "id": "chatcmpl-mine"})
+
+        async def events() -> Any:
+            async for chunk in said:
+                body = {**chunk.model_dump(mode="json"), "id": "chatcmpl-mine"}
+                yield f"data: {json.dumps(body)}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    app.add_middleware(MeteringMiddleware, metering=metering)
+    url = serving(app)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            await asyncio.gather(*(client.post(f"{url}/v1/chat/completions", json=ASK) for _ in range(4)))
+
+    asyncio.run(ask())
+    used.still(4)
 
 
 def test_an_adapter_loads_no_library_but_its_own():

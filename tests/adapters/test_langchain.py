@@ -14,6 +14,7 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, FakeListLLM, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from llm_metering import count_text
 from llm_metering.adapters.langchain import LangChainCallback
 from llm_metering.usage import Usage
 
@@ -113,6 +114,17 @@ def test_a_stream_that_breaks_off_is_billed_for_what_came(metering, used):
         list(Model(breaks=True).stream("Hi", config=config))
     record = used.only()
     assert (record.provenance, record.usage.output) == ("partial", 3)
+
+
+def test_a_stream_that_nobody_reads_on_is_billed_for_what_came(metering, used):
+    callback = LangChainCallback(metering)
+    stream = Model().stream("Hi", config={"callbacks": [callback]})
+    next(stream)
+    next(stream)
+    stream.close()
+    record = used.only()
+    assert (record.provenance, record.usage.output) == ("partial", count_text("Hello there ", model="gpt-4o"))
+    assert callback._calls == {}
 
 
 def test_the_customer_is_the_one_at_the_start_of_the_call(metering, used):
