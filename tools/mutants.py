@@ -29,6 +29,8 @@ SIMULATOR = "simulation/test_lives.py::test_whatever_happens_the_promises_hold"
 
 _REQUESTS = "capture/server/test_middleware_requests.py"
 _ENDINGS = "capture/server/test_middleware_endings.py"
+_FLEET = "ledger/postgres"
+_FAULTS = "ledger/postgres/test_faults.py"
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,98 @@ MUTANTS = (
         "SELECT {rows.RECORD} FROM progress WHERE false ",
         ("ledger/test_contract.py::test_progress_of_a_dead_process_becomes_usage",),
         simulated=True,
+    ),
+    Mutant(
+        "fleet, fence: an old lease changes nothing",
+        "ledger/postgres/sending.py",
+        'if row is None or row[_FENCE] != claim.fence or row[6] != "SENDING":',
+        'if row is None or row[6] != "SENDING":',
+        (f"{_FLEET}/test_workers.py::test_what_a_worker_that_was_given_up_on_writes_changes_nothing",),
+    ),
+    Mutant(
+        "fleet, dedupe key: what is offered again is known",
+        "ledger/postgres/intake.py",
+        'columns["id"] = [_id(i) for i in columns["id"]]',
+        'columns["id"] = [f"{_id(i)} {id(made)} {now}" for i in columns["id"]]',
+        (f"{_FAULTS}::test_records_whose_commit_was_not_answered_are_offered_again_and_count_once",),
+    ),
+    Mutant(
+        "fleet, partitions: only their holder freezes and sends",
+        "ledger/postgres/workers.py",
+        "FROM partition WHERE worker = %(id)s ORDER BY",
+        "FROM partition ORDER BY",
+        (
+            f"{_FLEET}/test_workers.py::test_what_a_worker_that_was_given_up_on_writes_changes_nothing",
+            f"{_FLEET}/test_workers.py::test_a_forked_child_is_a_worker_of_its_own",
+        ),
+    ),
+    Mutant(
+        "fleet, take-over: what another was sending is in doubt",
+        "ledger/postgres/workers.py",
+        "return sorted(mine + free), crash_sending(db, now, free)",
+        "return sorted(mine + free), []",
+        (f"{_FLEET}/test_workers.py::test_what_a_worker_that_was_given_up_on_writes_changes_nothing",),
+    ),
+    Mutant(
+        "fleet, lost answers: a claim that nobody was told of is taken back",
+        "ledger/postgres/ledger.py",
+        "self._lost += claims  # perhaps",
+        "pass  # perhaps",
+        (f"{_FAULTS}::test_a_claim_whose_commit_was_not_answered_was_surely_not_sent",),
+    ),
+    Mutant(
+        "fleet, share: what has calls under way is not given away",
+        "ledger/postgres/workers.py",
+        "e.partition = p.number AND e.state = 'SENDING'",
+        "false",
+        (f"{_FLEET}/test_workers.py::test_a_share_with_calls_under_way_is_not_given_away",),
+    ),
+    Mutant(
+        "a forked process begins with nobody's context",
+        "capture/context.py",
+        "    _current.set(None)",
+        "    pass",
+        ("homes/test_homes.py::test_a_process_pool_bills_whom_each_job_says",),
+    ),
+    Mutant(
+        "what is carried is believed only if signed",
+        "carrying.py",
+        "if not hmac.compare_digest(signature, self._signature(body.encode())):",
+        "if False:",
+        ("homes/test_carrying.py::test_a_forgery_names_nobody_and_what_is_used_is_kept",),
+    ),
+    Mutant(
+        "a call without an id is known by its counts",
+        "capture/overhearing.py",
+        "if self._was_heard(reading, own_id):",
+        "if False:",
+        (
+            "capture/server/test_middleware_websockets.py::test_an_answer_that_was_recorded_inside_is_not_recorded_again",
+            "adapters/test_all_at_once.py::test_a_call_that_every_layer_sees_is_one_record",
+        ),
+    ),
+    Mutant(
+        "a span that repeats an inner one is not billed",
+        "adapters/opentelemetry.py",
+        "if known is not None and known.is_covered:",
+        "if False:",
+        ("adapters/test_opentelemetry.py::test_what_only_adds_up_is_not_billed_again",),
+    ),
+    Mutant(
+        "brotli gives out no more than is asked for",
+        "capture/inflating.py",
+        "self._brotli.process(data, output_buffer_limit=most)",
+        "self._brotli.process(data, output_buffer_limit=1 << 30)",
+        ("capture/server/test_middleware_encodings.py::test_a_bomb_is_not_inflated",),
+    ),
+    Mutant(
+        "what an app says on a websocket is read",
+        "capture/conversations.py",
+        'if message["type"] == "websocket.send":',
+        'if message["type"] == "websocket.none":',
+        (
+            "capture/server/test_middleware_websockets.py::test_each_answer_of_a_conversation_is_recorded_and_every_message_passes",
+        ),
     ),
 )
 

@@ -452,9 +452,16 @@ def rows_of(home: Path | Place, query: str) -> list[Any]:
 def _cluster() -> Cluster:
     """One server for all lives of this process."""
     cluster = Cluster(needed())
-    atexit.register(cluster.remove)
+    atexit.register(end_cluster)
     cluster.start()
     return cluster
+
+
+def end_cluster() -> None:
+    """Stop the server, if one was started."""
+    if _cluster.cache_info().currsize:
+        _cluster().remove()
+        _cluster.cache_clear()
 
 
 @contextmanager

@@ -8,10 +8,11 @@ plays one again and tells its story; `make simulate` plays a hundred thousand.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from tests.simulation.__main__ import kind_of
-from tests.simulation.lives import Tally, live
+from tests.simulation.lives import Tally, end_cluster, live
 from tests.simulation.stripe import WELL, SimulatedStripe
 from tests.simulation.world import BrokenRule
 
@@ -36,6 +37,12 @@ def test_whatever_happens_the_promises_hold() -> None:
     assert sum(t.jumps for t in tallies) > 50
     assert sum(t.checks for t in tallies) > 1000
     assert {t.kind for t in tallies} == {"memory", "sqlite"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_server_is_left() -> Iterator[None]:
+    yield
+    end_cluster()
 
 
 def test_whatever_happens_the_promises_hold_in_postgresql() -> None:

@@ -30,7 +30,15 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 
 SCHEMA = "llm_metering"
-CONNECT_TIMEOUT_S = 5
+# A server that vanished without a word is noticed within half a minute, not after hours.
+_DEFAULTS: Mapping[str, Any] = {
+    "application_name": "llm_metering",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 TRIES = 10
 """How often a transaction that others disturbed is run before it is given up."""
 
@@ -230,7 +238,7 @@ def _parsed(url: str) -> dict[str, Any]:
         given: dict[str, Any] = dict(conninfo.conninfo_to_dict(url))
     except psycopg.ProgrammingError as exc:
         raise ConfigurationError(f"the ledger's URL cannot be read: {_said(exc)}") from None
-    return {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "llm_metering", **given}
+    return {**_DEFAULTS, **given}
 
 
 def _place(given: Mapping[str, Any]) -> str:

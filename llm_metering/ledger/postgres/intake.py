@@ -34,6 +34,9 @@ _NEW_PROGRESS = f"""
 _DEAD = """
     SELECT id FROM worker WHERE gone OR seen_at <= %(before)s ORDER BY id FOR UPDATE SKIP LOCKED
 """
+_FORGOTTEN = """
+    SELECT DISTINCT worker FROM progress p WHERE NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = p.worker)
+"""
 _RECOVER = f"""
     WITH left_behind AS (DELETE FROM progress WHERE worker = ANY(%(dead)s::text[]) RETURNING *)
     INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM left_behind ORDER BY recorded_at
@@ -83,6 +86,7 @@ class Intake:
 def recover(db: Db, now: float) -> None:
     """What processes left under way that are gone, or not heard of any more, becomes usage."""
     dead = [id_ for (id_,) in db.run(_DEAD, before=now - STREAMS_S)]
+    dead += [id_ for (id_,) in db.run(_FORGOTTEN)]
     if dead:
         db.run(_RECOVER, dead=dead)
         db.run("DELETE FROM worker WHERE id = ANY(%(dead)s::text[])", dead=dead)

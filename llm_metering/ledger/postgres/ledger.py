@@ -373,15 +373,19 @@ class PostgresLedger:
             try:
                 return body(db, self._at(db, now))
             except BaseException:
-                self._intake.forget()
+                self._forget()  # before it may be run again
                 raise
 
         try:
             return self._link.run(run, isolation=isolation, first=first)
         except BaseException:
-            self._intake.forget()
-            self._post.forget()
+            self._forget()
             raise
+
+    def _forget(self) -> None:
+        """What was written may have been rolled back."""
+        self._intake.forget()
+        self._post.forget()
 
     def _judge(self, body: Callable[[Db, float], T], now: float | None) -> T:
         """As `_do`, for what reads first and writes then: who comes second sees what the first has done."""
