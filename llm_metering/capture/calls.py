@@ -232,8 +232,8 @@ def _kind_of(cls: Hashable) -> Literal["whole", "stream", "raw", "response"]:
 def _arguments(options: Any) -> dict[str, Any]:
     """The request's body, as it is now: lists are copied, since the caller may go on adding to them."""
     body, extra = options.json_data, options.extra_json
-    arguments = {**body} if isinstance(body, Mapping) else {}
-    if isinstance(extra, Mapping):
+    arguments = {**body} if type(body) is dict or isinstance(body, Mapping) else {}
+    if extra is not None and isinstance(extra, Mapping):
         arguments.update(extra)
     for name in ("messages", "input"):
         if type(value := arguments.get(name)) is list:

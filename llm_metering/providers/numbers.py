@@ -72,7 +72,8 @@ class UnbelievableUsage(ValueError):
 
 def usage_of(reported: Any, dialect: Dialect) -> Usage:
     """Take reported numbers apart into disjoint leaves; raise `UnbelievableUsage` where they cannot be."""
-    usage = _as_planned(reported, dialect) if type(reported) is dict else None
+    present = reported if type(reported) is dict else fields(reported)
+    usage = _as_planned(present, dialect) if type(present) is dict else None
     return _as_found(reported, dialect) if usage is None else usage
 
 
@@ -198,9 +199,10 @@ def _plan_of(reported: dict[str, Any], dialect: Dialect) -> tuple[list[Any], tup
     objects: list[Any] = [reported]
     for name in nested:
         value = reported[name]
-        if type(value) is not dict and value is not None:
-            return objects, None
-        objects.append(value or {})
+        if type(value) is not dict:
+            value = fields(value)  # of an SDK's object; of nothing, none
+        # A part that is null was not said.
+        objects.append({k: v for k, v in value.items() if v is not None})
     inner = tuple(map(tuple, objects))
     if inner in by_keys:
         return objects, by_keys[inner]
