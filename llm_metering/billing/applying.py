@@ -138,9 +138,16 @@ def _refuse_conflicts(plan: Plan) -> None:
 
 
 def _refuse_the_unseen(reviewed: Plan, current: Plan) -> None:
-    """What another run did meanwhile is welcome; what nobody has reviewed is not."""
+    """What another run did meanwhile is welcome; what nobody has reviewed is not.
+
+    With `archive`, to archive a price follows from having replaced it, as the plan says."""
     seen = set(reviewed.changes)
-    unseen = [change for change in current.changes if _acts(change) and change not in seen]
+    replaced = {change.id for change in reviewed.changes if change.action == "replace"}
+    unseen = [
+        change
+        for change in current.changes
+        if _acts(change) and change not in seen and not (change.action == "archive" and change.id in replaced)
+    ]
     if unseen:
         change = unseen[0]
         raise BillingError(

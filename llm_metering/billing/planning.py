@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .account import Account, fetch
@@ -142,7 +142,16 @@ def plan(catalog: Catalog, client: StripeClient, *, archive: bool = False) -> Pl
 def compare(catalog: Catalog, account: Account, *, archive: bool = False) -> Plan:
     """The comparison itself: values in, values out."""
     changes = [_change(want, account.get(want.kind, want.key)) for want in wanted(catalog)]
+    if archive:
+        changes = [_to_be_archived(change) for change in changes]
     return Plan(catalog, (*changes, *(_end(one, archive) for one in account.leftovers)), archive)
+
+
+def _to_be_archived(change: Change) -> Change:
+    """A price that is replaced is a leftover from then on."""
+    if (change.action, change.kind) != ("replace", "price"):
+        return change
+    return replace(change, note=f"{change.note}; once it bills nobody, it is archived")
 
 
 def _end(left: Leftover, archive: bool) -> Change:

@@ -214,6 +214,11 @@ def _set_up(
             applied = apply_plan(plan, client, on_change=lambda *_: _advance(bar))
     screen.document({"dry_run": False, "plan": plan.as_dict(), "applied": applied.as_dict()})
     _show_applied(screen, applied)
+    if any((c.action, c.kind) == ("replace", "price") for c in applied.changes):
+        screen.say(
+            f"Who subscribes to an old price keeps it. To see and move them: "
+            f"llm-metering migrate {name}{target.flags}"
+        )
     screen.say(
         f"Next: llm-metering subscribe {name}{_offer(catalog)} --new-customer 'John Doe'{target.flags}"
     )
@@ -239,8 +244,11 @@ def _refuse_unasked(plan: Plan, replace: bool) -> None:
 
 
 def show_plan(screen: Screen, plan: Plan) -> None:
-    """The plan as a diff."""
+    """The plan as a diff. What is not in the catalog is spelled out only where it is to be archived."""
+    others = [] if plan.archive else [f"{c.kind} {c.key}" for c in plan.changes if c.action == "leave"]
     for change in plan.changes:
+        if change.action == "leave" and others:
+            continue
         was = f"  ({change.id})" if change.id else ""
         head = f"{SIGNS[change.action]} {change.action:<10} {change.kind:<8} {change.key}{was}"
         screen.say(head, _COLOURS[change.action])
@@ -249,6 +257,11 @@ def show_plan(screen: Screen, plan: Plan) -> None:
             screen.say(f"      {difference.field}: {difference.found} -> {difference.wanted}", "yellow")
         if change.note:
             screen.say(f"      {change.note}")
+    if others:
+        screen.say(f"{SIGNS['leave']} ours, but not in this catalog: {', '.join(others)}", "dim")
+        screen.say(
+            "      They stay as they are; --archive shows which of them bill nobody and could go.", "dim"
+        )
 
 
 def _show_applied(screen: Screen, applied: Applied) -> None:

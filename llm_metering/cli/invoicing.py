@@ -128,7 +128,8 @@ def invoices(
     if sum(name is not None for name in (invoice, subscription, customer)) != 1:
         raise ConfigurationError("say which: an invoice in_…, --customer cus_… or --subscription sub_…")
     screen = _screen(as_csv, as_json)
-    with Target(api_key, api_base, sandbox, live).client() as client:
+    target = Target(api_key, api_base, sandbox, live)
+    with target.client() as client:
         if invoice is not None:
             found: tuple[Invoice, ...] = (fetch_invoice(client, invoice),)
         else:
@@ -140,6 +141,9 @@ def invoices(
         print_csv(found)
         return
     screen.document({"invoices": [document_of(one) for one in found]})
+    if not found:
+        whose = f"--customer {customer}" if customer else f"--subscription {subscription}"
+        screen.say(f"No invoices yet. The next one: llm-metering preview {whose}{target.flags}")
     show_invoices(screen, found)
 
 
@@ -181,7 +185,6 @@ def show_invoices(screen: Screen, found: Iterable[Invoice]) -> None:
     """Past invoices: all in one table, then each with its prices."""
     found = list(found)
     if not found:
-        screen.say("No invoices.")
         return
     listed = table(
         "invoice", "number", "status", "for", "created", "subtotal", "credits", "total", "due", "paid",

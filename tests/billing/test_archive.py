@@ -132,6 +132,16 @@ def test_usage_of_a_draft_invoice_keeps_the_meter_on_after_the_subscription_ende
     assert (change.action, change.key) == ("archive", "streams")
 
 
+def test_a_reviewed_plan_to_replace_and_archive_does_both(client) -> None:
+    """Only once it is replaced is the old price a leftover; the plan says so beforehand."""
+    old = apply(KEPT, client).prices[KEY]
+    reviewed = plan(PayAsYouGo(amount="0.05"), client, archive=True)
+    assert "once it bills nobody, it is archived" in str(reviewed)
+    applied = apply(reviewed, client)
+    assert [(c.action, c.id) for c in applied.changes] == [("replace", old), ("archive", old)]
+    assert not client.v1.prices.retrieve(old).active
+
+
 def test_what_others_made_is_never_touched(client, both, objects) -> None:
     client.v1.products.create({"id": "theirs", "name": "Theirs"})
     price = client.v1.prices.create(

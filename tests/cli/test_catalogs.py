@@ -79,7 +79,11 @@ def test_what_left_the_catalog_is_archived_when_asked(run, at, catalog, client) 
     assert "of ours not in the catalog" not in run("setup", "pay-as-you-go", *at).out
     seen = run("plan", catalog, *at).out
     assert "4 unchanged, 3 of ours not in the catalog." in seen
-    assert "it bills nobody and can be archived (--archive)" in seen
+    assert "· ours, but not in this catalog: price hypernian_tokens.pay_as_you_go.usd.month, product" in seen
+    assert "--archive shows which of them bill nobody" in seen
+    assert (
+        "- archive    price    hypernian_tokens.pay_as_you_go" in run("plan", catalog, "--archive", *at).out
+    )
     assert run("plan", catalog, "--check", *at).code == 0
     assert run("plan", catalog, "--archive", "--check", *at).code == 1
     tried = run("apply", catalog, "--archive", "--dry-run", *at)
@@ -96,7 +100,9 @@ def test_apply_does_not_replace_a_price_unasked(run, at, catalog) -> None:
     refused = run("apply", catalog, *at)
     assert refused.code == 1
     assert "tiers 1-1000 at 0.00 USD, 1001+ at 0.01 USD -> 1-1000 at 0.00 USD, 1001+ at 0.02" in refused.err
-    assert run("apply", catalog, "--replace", *at).code == 0
+    done = run("apply", catalog, "--replace", *at)
+    assert done.code == 0
+    assert f"To see and move them: llm-metering migrate {catalog} --sandbox" in done.out
 
 
 def test_subscribing_takes_the_catalog_at_its_word(run, at, catalog) -> None:
