@@ -396,18 +396,12 @@ def test_only_post(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
-    [
-        (None, "none"),
-        ("", "empty"),
-        ("t=1,v1=00", "old"),
-        (f"t={int(time.time())},v1=" + "0" * 64, "forged"),
-        ("nonsense", "unreadable"),
-        (f"t={int(time.time())}", "no scheme"),
-    ],
+    "header",
+    [None, "", "t=1,v1=00", "t={now},v1=" + "0" * 64, "nonsense", "t={now}"],
+    ids=["none", "empty", "old", "forged", "unreadable", "no scheme"],
 )
-def test_what_is_not_signed_changes_nothing(service: Service, header: str | None, why: str) -> None:
-    status, _ = service.post(thin(), header)
+def test_what_is_not_signed_changes_nothing(service: Service, header: str | None) -> None:
+    status, _ = service.post(thin(), header and header.replace("{now}", str(int(time.time()))))
     assert status == 400
     assert service.meta("stripe_events") is None
 

@@ -9,20 +9,21 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import boto3
-import cohere
 import pytest
-from google import genai
 from llm_metering.capture import context
 from llm_metering.capture.clients import is_supported, meter_of, wrap
 from llm_metering.capture.context import Scope
 from llm_metering.errors import ConfigurationError
-from mistralai.client import Mistral
-from mistralai.client.errors import SDKError
-from ollama import Client as Ollama
 
 from .conftest import Bench, ProviderStub, Reply, Said, wire
 from .test_sdk_exchanges import frame_of
+
+boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+cohere = pytest.importorskip("cohere", reason="cohere is not installed")
+genai = pytest.importorskip("google.genai", reason="google-genai is not installed")
+Mistral = pytest.importorskip("mistralai.client", reason="mistralai is not installed").Mistral
+SDKError = pytest.importorskip("mistralai.client.errors", reason="mistralai is not installed").SDKError
+Ollama = pytest.importorskip("ollama", reason="ollama is not installed").Client
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the SDKs' own
 
