@@ -15,11 +15,14 @@ from typing import Any
 
 from .._values import dataclass
 from ..fields import Path
-from . import bedrock_calls, claims, genai_calls
+from . import bedrock_calls, claims, genai_calls, litellm_calls
 from .http_calls import HttpMeter
 
 METER = "__llm_metering__"
 """The attribute of what replaces a method that names its meter."""
+
+MODULE = "(module)"
+"""Stands for a class where an SDK is a module of functions."""
 
 Replace = Callable[[Any, HttpMeter], Any]
 """Makes what stands in for a method."""
@@ -41,7 +44,8 @@ class Sdk:
 
     classes: tuple[tuple[str, str], ...]
     """The package and name of its clients' classes, or of a base of theirs."""
-    provider: str
+    provider: str | None
+    """Whose answers they are; None where that differs."""
     doors: tuple[Door, ...]
     pools: tuple[Path, ...] = ()
     """Thread pools of the SDK's own, whose threads shall know who is billed."""
@@ -52,6 +56,8 @@ def sdk_of(client: object) -> Sdk | None:
     if isinstance(client, type):
         return None
     names = {(base.__module__.partition(".")[0], base.__name__) for base in type(client).__mro__}
+    if inspect.ismodule(client):
+        names = {(client.__name__, MODULE)}
     found = next((sdk for sdk in SDKS if not names.isdisjoint(sdk.classes)), None)
     return found if found is not None and next(_open_doors(client, found), None) is not None else None
 
@@ -162,4 +168,18 @@ SDKS = (
         ),
     ),
     Sdk((("botocore", "BedrockRuntime"),), "bedrock", (Door((), "_make_api_call", bedrock_calls.api_call),)),
+    Sdk(
+        (("litellm", MODULE),),
+        None,
+        (
+            Door((), "completion", litellm_calls.metered("chat")),
+            Door((), "acompletion", litellm_calls.metered("chat")),
+            Door((), "text_completion", litellm_calls.metered("completions")),
+            Door((), "atext_completion", litellm_calls.metered("completions")),
+            Door((), "embedding", litellm_calls.metered("embeddings")),
+            Door((), "aembedding", litellm_calls.metered("embeddings")),
+            Door((), "responses", litellm_calls.metered("responses")),
+            Door((), "aresponses", litellm_calls.metered("responses")),
+        ),
+    ),
 )

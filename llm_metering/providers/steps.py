@@ -48,6 +48,8 @@ def chat(tally: StreamTally, event: Any) -> None:
         delta = c.get("delta")
         if delta is not None:
             d = delta if type(delta) is dict else own(delta)
+            if "content" not in d:
+                d = fields(delta)  # LiteLLM's keep it among what their model does not name
             piece = d.get("content")
             if piece:
                 tally.add_text(piece if type(piece) is str else written.content_text(piece), index)
