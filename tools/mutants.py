@@ -338,7 +338,7 @@ MUTANTS = (
         "capture/context.py",
         "    _current.set(None)",
         "    pass",
-        ("homes/test_homes.py::test_a_process_pool_bills_whom_each_job_says",),
+        ("homes/test_homes.py::test_a_forked_pool_does_not_bill_whoever_started_it",),
     ),
     Mutant(
         "what is carried is believed only if signed",

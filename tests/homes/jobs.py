@@ -16,6 +16,11 @@ def begin(folder: str) -> None:
     _metering = Metering(ledger=folder, settings=Settings())
 
 
+def metering() -> Metering:
+    assert _metering is not None
+    return _metering
+
+
 def use(tokens: int, packed: Any, secret: str) -> None:
     assert _metering is not None
     if packed == "ambient":

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from anyio import to_thread
 from llm_metering import MeteringMiddleware, Usage, from_state
+from llm_metering.carrying import Carrier
 from llm_metering.ledger import LedgerView
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -167,6 +168,25 @@ def test_a_process_pool_bills_whom_each_job_says(metering, carrier, secret, tmp_
         each.result(60)
     pool.shutdown()
     assert sums(folder) == {None: 6, **{f"cus_{n}": 10 * n for n in range(1, 6)}}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_pool_does_not_bill_whoever_started_it(secret, tmp_path):
+    """As in a service: the pool's process has the parent's `Metering`, and is forked inside of a request."""
+    jobs.begin(str(tmp_path / "pool"))
+    parent = jobs.metering()
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    with parent.bound(customer="cus_first"):
+        waiting = [pool.submit(jobs.use, 1, "ambient", secret)]
+        wait(waiting, 60)
+    with parent.bound(customer="cus_second"):
+        waiting.append(pool.submit(jobs.use, 2, "ambient", secret))
+        waiting.append(pool.submit(jobs.use, 4, Carrier(parent, secret).pack(), secret))
+    waiting.append(pool.submit(jobs.end))
+    for each in waiting:
+        each.result(60)
+    pool.shutdown()
+    assert sums(tmp_path / "pool") == {None: 3, "cus_second": 4}
 
 
 def test_a_script_bills_whom_it_names(tmp_path):
