@@ -24,7 +24,8 @@ from .files import load_catalog, parse_catalog
 from .grants import AlertSpec, CreditSpec
 from .guides import FlatFeeWithOverages, PayAsYouGo
 from .invoices import Invoice, InvoiceLine, PriceTotal, fetch_invoice, find_invoices
-from .migrations import Migrated, migrate, plan_migration
+from .migrating import Migrated, migrate
+from .migrations import plan_migration
 from .money import Amount
 from .moves import ItemMove, Migration, Move
 from .planning import Change, Difference, Plan, compare, plan

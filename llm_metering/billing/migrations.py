@@ -1,20 +1,15 @@
-"""`migrate`: move those who subscribe to a price that was replaced to the one that took its place.
-
-A step of its own, since it changes what people pay: `plan_migration` only reads and shows who would be
-moved; `migrate` looks at each subscription again before it changes it, and moves all its items in one call.
-A second run, or one beside it, finds what is done already, and an update to the price that is there changes
-nothing at Stripe. So it may be interrupted at any call, and be run again.
-"""
+"""`plan_migration`: who has a price that was replaced, and what moving them would do. It only reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..errors import BillingError, ConfigurationError
+from ..usage import NOTHING
 from .account import KEY, fetch_prices, is_ours, price_facts
 from .catalog import Catalog
 from .facts import Facts, summary_of_price
@@ -22,34 +17,11 @@ from .leftovers import ENDED
 from .money import major_units
 from .moves import ItemMove, Migration, Move, Proration, becomes, unlike
 from .planning import compare
-from .refusals import doing, explain, is_passing
+from .refusals import doing
 from .subscriptions import Subscription, parse_subscription
 
 if TYPE_CHECKING:
     from stripe import StripeClient
-
-_TRIES = 4
-_NOTHING: Mapping[str, str] = {}
-
-OnMove = Callable[[Move, str | None], object]
-"""Called after each move, with why it was left out, if it was."""
-
-
-@dataclass(frozen=True, slots=True)
-class Migrated:
-    """What a run did."""
-
-    moved: tuple[Move, ...]
-    """Those that this run moved, or found moved already."""
-    refused: tuple[tuple[Move, str], ...]
-    """Those that stay as they are, each with the reason."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "moved": [move.subscription for move in self.moved],
-            "refused": [{"subscription": move.subscription, "reason": why} for move, why in self.refused],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +48,7 @@ def plan_migration(
     catalog: Catalog,
     client: StripeClient,
     *,
-    prices: Mapping[str, str] = _NOTHING,
+    prices: Mapping[str, str] = NOTHING,
     customers: Iterable[str] = (),
     proration: Proration = "create_prorations",
     to_flexible: bool = False,
@@ -109,22 +81,18 @@ def plan_migration(
     return Migration(catalog, tuple(moves), proration, forfeit_usage)
 
 
-def migrate(migration: Migration, client: StripeClient, *, on_move: OnMove = lambda *_: None) -> Migrated:
-    """Carry out what was shown, at once. What has changed since is left alone and told.
+def used_of(client: StripeClient, meter: str, customer: str, start: datetime, end: datetime) -> Decimal:
+    """What a customer used of a meter in a period, to the minute."""
+    first, last = int(start.timestamp()) // 60 * 60, -(-int(end.timestamp()) // 60) * 60
+    page = client.v1.billing.meters.event_summaries.list(
+        meter, {"customer": customer, "start_time": first, "end_time": last, "limit": 100}
+    )
+    return sum((Decimal(str(one.aggregated_value)) for one in page.auto_paging_iter()), Decimal(0))
 
-    One customer's refusal does not keep the others from being moved; a key that is not accepted, or a
-    network that is gone, ends the run. Run it again then.
-    """
-    moved: list[Move] = []
-    refused = [(move, str(move.blocked)) for move in migration.blocked]
-    for move in migration.ready:
-        why = _carry_out(move, migration, client)
-        if why is None:
-            moved.append(move)
-        else:
-            refused.append((move, why))
-        on_move(move, why)
-    return Migrated(tuple(moved), tuple(refused))
+
+def changed_items(items: Iterable[ItemMove]) -> list[dict[str, str]]:
+    """Without a quantity: who adds a seat meanwhile keeps it."""
+    return [{"id": item.item, "price": item.new_price} for item in items]
 
 
 def _targets(
@@ -187,7 +155,7 @@ def _move(
             continue
         used = None
         if item.meter is not None:
-            used = _used(client, item.meter, standing.customer, item.period_start, item.period_end)
+            used = used_of(client, item.meter, standing.customer, item.period_start, item.period_end)
         told = becomes(
             target.old, used, item.period_start, item.period_end, flexible=flexible, proration=rules.proration
         )
@@ -244,18 +212,9 @@ def _blocked(
     return None
 
 
-def _used(client: StripeClient, meter: str, customer: str, start: datetime, end: datetime) -> Decimal:
-    """What a customer used of a meter in a period, to the minute."""
-    first, last = int(start.timestamp()) // 60 * 60, -(-int(end.timestamp()) // 60) * 60
-    page = client.v1.billing.meters.event_summaries.list(
-        meter, {"customer": customer, "start_time": first, "end_time": last, "limit": 100}
-    )
-    return sum((Decimal(str(one.aggregated_value)) for one in page.auto_paging_iter()), Decimal(0))
-
-
 def _priced(client: StripeClient, move: Move, rules: _Rules) -> Move:
     """The next invoice as it stands, and as it would be. In flexible billing both prices are on it."""
-    details = {"items": _items(move.items), "proration_behavior": rules.proration}
+    details = {"items": changed_items(move.items), "proration_behavior": rules.proration}
     changed: dict[str, Any] = {"subscription": move.subscription, "subscription_details": details}
     before = client.v1.invoices.create_preview({"subscription": move.subscription})
     after = client.v1.invoices.create_preview(cast("Any", changed))
@@ -264,84 +223,6 @@ def _priced(client: StripeClient, move: Move, rules: _Rules) -> Move:
         next_total=major_units(before.total, move.currency),
         next_total_after=major_units(after.total, move.currency),
     )
-
-
-def _items(items: Iterable[ItemMove]) -> list[dict[str, str]]:
-    """Without a quantity: who adds a seat meanwhile keeps it."""
-    return [{"id": item.item, "price": item.new_price} for item in items]
-
-
-def _carry_out(move: Move, migration: Migration, client: StripeClient) -> str | None:
-    """Move one subscription; say why it stays, if it does."""
-    import stripe
-
-    tries = _TRIES
-    while True:
-        tries -= 1
-        try:
-            return _once(move, migration, client)
-        except (stripe.AuthenticationError, stripe.PermissionError, stripe.APIConnectionError):
-            with doing(f"moving {move.subscription} of {move.customer}"):
-                raise
-        except stripe.StripeError as exc:
-            if not is_passing(exc) or not tries:
-                return explain(exc)
-
-
-def _once(move: Move, migration: Migration, client: StripeClient) -> str | None:
-    standing = parse_subscription(client.v1.subscriptions.retrieve(move.subscription))
-    if standing.status in ENDED:
-        return f"it has ended since ({standing.status})"
-    left, why = _left(move, standing)
-    if why is not None or not left:
-        return why
-    if standing.billing_mode == "classic" and move.turns_flexible:
-        _turn_flexible(move, client)
-    elif standing.billing_mode == "classic" and not migration.forfeit_usage:
-        why = _used_since(left, standing, client)
-    if why is not None:
-        return why
-    params = {"items": _items(left), "proration_behavior": migration.proration}
-    after = parse_subscription(client.v1.subscriptions.update(move.subscription, cast("Any", params)))
-    left, why = _left(move, after)
-    return why or (f"Stripe answered, but {left[0].item} still has {left[0].old_price}" if left else None)
-
-
-def _left(move: Move, standing: Subscription) -> tuple[list[ItemMove], str | None]:
-    """What is still to be moved, or what has changed since it was shown."""
-    prices = {item.id: item.price for item in standing.items}
-    left = []
-    for item in move.items:
-        price = prices.get(item.item)
-        if price == item.old_price:
-            left.append(item)
-        elif price != item.new_price:
-            now = "is gone" if price is None else f"has {price} now"
-            return [], f"{item.item} {now}; it was changed since this was shown. Look at it again"
-    return left, None
-
-
-def _turn_flexible(move: Move, client: StripeClient) -> None:
-    """Stripe refuses it the second time, so another run that was faster is no failure."""
-    import stripe
-
-    try:
-        client.v1.subscriptions.migrate(move.subscription, {"billing_mode": {"type": "flexible"}})
-    except stripe.InvalidRequestError:
-        if client.v1.subscriptions.retrieve(move.subscription).billing_mode.type != "flexible":
-            raise
-
-
-def _used_since(left: Iterable[ItemMove], standing: Subscription, client: StripeClient) -> str | None:
-    """What nobody has seen when it was shown must not be given away."""
-    items = {item.id: item for item in standing.items}
-    for item in left:
-        now = items[item.item]
-        if now.meter is None:
-            continue
-        if used := _used(client, now.meter, standing.customer, now.period_start, now.period_end):
-            return f"it has used {used} since this was shown, which classic billing would never bill"
-    return None
 
 
 def _id(expandable: Any) -> str:

@@ -18,7 +18,7 @@ from llm_metering.billing import (
     ProductSpec,
     Tier,
 )
-from llm_metering.billing.applying import meter_params, price_params, product_params
+from llm_metering.billing.bodies import meter_params, price_params, product_params
 from llm_metering.errors import ConfigurationError
 
 METER = MeterSpec(event_name="tokens", display_name="Tokens")

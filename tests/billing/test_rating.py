@@ -23,7 +23,7 @@ from llm_metering.billing import (
     send_test_event,
     subscribe,
 )
-from llm_metering.billing.applying import price_params
+from llm_metering.billing.bodies import price_params
 from llm_metering.billing.money import major_units
 from llm_metering.sandbox import rating as stripes
 from llm_metering.sandbox.tariffs import rate as rate_of
