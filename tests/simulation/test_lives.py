@@ -45,6 +45,7 @@ def _no_server_is_left() -> Iterator[None]:
     end_cluster()
 
 
+@pytest.mark.slow
 def test_whatever_happens_the_promises_hold_in_postgresql() -> None:
     """Few lives, since each statement goes to a server and back; at length with `--ledger postgres`."""
     tallies = lives(range(1, 3), "postgres")

@@ -153,14 +153,12 @@ def pass_time(db: Db, mine: Sequence[int], now: float) -> list[Transition]:
     mine = list(mine)
     here = "partition = ANY(%(mine)s::smallint[])"
     changed = _crash(db, f"lease_until <= %(now)s AND {here}", now, mine=mine)
-    old = _events(
-        db,
-        f"{here} AND ((state = 'AMBIGUOUS' AND first_ambiguous_at <= %(doubted)s) "
-        "OR (next_attempt_at IS NOT NULL AND timestamp <= %(expired)s))",
-        mine=mine,
-        doubted=now - states.HORIZON_S,
-        expired=now - states.EXPIRY_S,
-    )
+    doubted = f"{here} AND state = 'AMBIGUOUS' AND first_ambiguous_at <= %(before)s"
+    waiting = f"{here} AND next_attempt_at IS NOT NULL AND timestamp <= %(before)s"
+    old = _events(db, doubted, mine=mine, before=now - states.HORIZON_S)
+    old += [
+        row for row in _events(db, waiting, mine=mine, before=now - states.EXPIRY_S) if row[6] == "PENDING"
+    ]
     aged = [(row, step) for row in old if (step := states.aged(rows.standing_of(row), now=now))]
     _write(db, [_Change(row, step.standing) for row, step in aged])
     return changed + [_transition(row, step) for row, step in aged]

@@ -53,4 +53,4 @@ def _in(cluster: Cluster) -> None:
 PostgresLife.TestCase.settings = settings(
     max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=quiet
 )
-TestAPostgresLedgersLife = PostgresLife.TestCase
+TestAPostgresLedgersLife = pytest.mark.slow(PostgresLife.TestCase)

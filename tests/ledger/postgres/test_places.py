@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -56,6 +57,37 @@ def test_two_services_share_one_ledger(url):
         pod.flush(10)
         assert worker.flush(20) == 0
     assert sum(int(e.payload["value"]) for e in sender.accepted) == 10
+
+
+def test_a_service_goes_on_while_its_database_is_gone_and_bills_it_all_afterwards(mortal):
+    sender, alarms = MemorySender(), []
+    url = mortal.new_database()
+    migrate(url)
+    with Metering(
+        "cus_1", ledger=url, sender=sender, settings=Settings(bucket_s=1), on_alarm=alarms.append
+    ) as metering:
+        metering.record(Usage(input=1), model="gpt-5-mini")
+        assert metering.flush(20) == 0
+        mortal.kill()
+        began = time.monotonic()
+        for _ in range(50):
+            metering.record(Usage(input=1), model="gpt-5-mini")
+        assert time.monotonic() - began < 1, "recording waits for nobody"
+        while "ledger.cannot_write" not in [alarm.name for alarm in alarms]:
+            assert time.monotonic() - began < 20
+            time.sleep(0.01)
+        assert not metering.health().ready
+        mortal.start()
+        while "ledger.writing_again" not in [alarm.name for alarm in alarms]:
+            assert time.monotonic() - began < 30
+            time.sleep(0.01)
+        deadline = time.monotonic() + 30
+        while sum(int(e.payload["value"]) for e in sender.accepted) < 51:
+            assert time.monotonic() < deadline, metering.status()
+            metering.flush(5)
+        assert metering.status().conserved
+        assert metering.health().ready
+    assert sum(int(e.payload["value"]) for e in sender.accepted) == 51
 
 
 def test_another_database_is_refused_without_showing_its_password():

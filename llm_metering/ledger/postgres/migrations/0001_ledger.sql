@@ -97,6 +97,12 @@ CREATE INDEX meter_event_due ON meter_event (next_attempt_at) WHERE next_attempt
 CREATE INDEX meter_event_sending ON meter_event (partition) WHERE state = 'SENDING';
 CREATE INDEX meter_event_doubtful ON meter_event (first_ambiguous_at) WHERE state = 'AMBIGUOUS';
 CREATE INDEX meter_event_open ON meter_event (timestamp, seq) WHERE state IN ('ACCEPTED', 'IN_DOUBT');
+CREATE INDEX meter_event_oldest ON meter_event (timestamp)
+    WHERE next_attempt_at IS NOT NULL OR state = 'SENDING';
+CREATE INDEX meter_event_since ON meter_event (frozen_at)
+    WHERE next_attempt_at IS NOT NULL OR state = 'SENDING';
+CREATE INDEX meter_event_looked_for ON meter_event (state, seq)
+    WHERE state IN ('PENDING', 'SENDING', 'AMBIGUOUS', 'IN_DOUBT', 'DEAD');
 CREATE INDEX meter_event_span ON meter_event (customer, event_name, timestamp);
 
 CREATE TABLE attempt (
