@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import re
-import socket
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -91,7 +90,7 @@ def lock(folder: Path, name: str) -> int | None:
 
 def sign(fd: int, home: Home) -> None:
     """Write into a lock who holds it, for people who look, and where its lane is at home."""
-    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()[:60], "home": asdict(home)})
+    note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename[:60], "home": asdict(home)})
     with suppress(OSError):  # a full disk must not stop the start
         os.pwrite(fd, note.encode().ljust(_MARK_AT - 1) + b"\n", 0)
 

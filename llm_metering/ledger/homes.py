@@ -7,14 +7,16 @@ is attached to another container, is still the original.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+
+from .._values import dataclass
 
 _MACHINE_ID = Path("/etc/machine-id")
 _CONTAINERS = (Path("/.dockerenv"), Path("/run/.containerenv"))
@@ -78,7 +80,9 @@ def _born(path: Path) -> str | None:
     statx = _statx()
     if statx is None:
         return None
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    from ctypes import create_string_buffer
+
+    buffer = create_string_buffer(_STATX_BYTES)
     if statx(_AT_FDCWD, os.fsencode(path), _NO_FOLLOW, _WANT_BIRTH, buffer):
         return None
     (mask,) = struct.unpack_from("=I", buffer, 0)
@@ -87,8 +91,11 @@ def _born(path: Path) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _statx() -> ctypes._NamedFuncPointer | None:
+def _statx() -> Callable[..., int] | None:
     """Python's `os.stat` does not tell when a file was made on Linux; glibc and musl do."""
+    from ctypes import CDLL
+
     with suppress(OSError, AttributeError):
-        return ctypes.CDLL(None).statx
+        found: Callable[..., int] = CDLL(None).statx
+        return found
     return None
