@@ -81,7 +81,8 @@ def pay(call: Call) -> Doc:
         raise declined()
     subscription = subscription_of(call, invoice)
     if subscription is not None and subscription["status"] in ("incomplete", "past_due"):
-        subscription["status"] = "active"
+        trial = (subscription["trial_end"] or 0) > now
+        subscription["status"] = "trialing" if trial else "active"
         call.store.save(call.account, subscription)
         items = items_of(call, subscription["id"])
         call.store.set_due(call.account, subscription, next_due(subscription, items))

@@ -125,6 +125,18 @@ def test_seats_and_items_that_are_added_in_a_trial_are_free_until_it_ends(shop, 
     assert (preview.created, preview.total) == (START + 14 * DAY, 30_000)
 
 
+def test_a_setup_fee_that_is_paid_later_leaves_the_trial_as_it_is(shop):
+    product = shop.api.products.create({"name": "Setup"})
+    fee = {"price_data": {"currency": "usd", "product": product.id, "unit_amount": 2_500}}
+    subscription = shop.subscribe(
+        shop.price, trial_period_days=14, add_invoice_items=[fee], payment_behavior="default_incomplete"
+    )
+    assert subscription.status == "incomplete"
+    paid = shop.api.invoices.pay(subscription.latest_invoice, {"payment_method": "pm_card_visa"})
+    assert (paid.status, paid.total) == ("paid", 2_500)
+    assert shop.api.subscriptions.retrieve(subscription.id).status == "trialing"
+
+
 def test_what_cannot_be_is_refused(shop, refused):
     error = refused(shop.subscribe, shop.price, trial_end=START - 5)
     assert "in the future" in str(error)
