@@ -517,7 +517,7 @@ def _ledger(where: str | Path | Ledger, settings: Settings) -> Ledger:
     if text.startswith(("postgresql://", "postgres://")):
         from .ledger.postgres import PostgresLedger
 
-        return PostgresLedger(text)
+        return PostgresLedger(text, rounds_s=settings.flush_every_s)
     if "://" in text and not text.startswith("file://"):
         raise ConfigurationError(
             f"a ledger at {text.partition('://')[0]}:// is not supported; give a folder, "

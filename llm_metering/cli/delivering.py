@@ -84,7 +84,8 @@ def _worker(view: View, every: float | None, target: Target, screen: Screen) -> 
         screen.say(f"{alarm.name}: {alarm.message}", "yellow")
 
     settings = Settings.from_env(**given, encodings=())
-    with Metering(ledger=worker_of(view), settings=settings, on_alarm=tell) as metering:
+    ledger = worker_of(view, settings.flush_every_s)
+    with Metering(ledger=ledger, settings=settings, on_alarm=tell) as metering:
         yield metering
 
 

@@ -60,8 +60,9 @@ class PostgresLedger:
         new_id: Makes identifiers of meter events; at most 100 characters.
         random: A number from 0 to 1, for the jitter of retries.
         lease_s: How long a claim may stay unanswered before it counts as a crash.
-        hold_s: How long this worker may be silent before others take its customers; longer than the rounds
-            of delivery, `flush_every_s`, are apart.
+        rounds_s: How far the rounds of delivery are apart, `flush_every_s`.
+        hold_s: How long this worker may be silent before others take its customers; default: a minute, or
+            three rounds.
         clock: "server" goes by the server's clock, one for the whole fleet; "caller" by what each call is
             told, for tests on a virtual clock.
     """
@@ -74,7 +75,8 @@ class PostgresLedger:
         new_id: Callable[[], str] = new_identifier,
         random: Callable[[], float] = dice.random,
         lease_s: float = states.LEASE_S,
-        hold_s: float = workers.HOLD_S,
+        rounds_s: float = 0.0,
+        hold_s: float | None = None,
         clock: Literal["server", "caller"] = "server",
     ) -> None:
         self._link = Link(url, schema=schema)
@@ -82,7 +84,7 @@ class PostgresLedger:
         self._books = PostgresBooks(url, schema=schema, link=self._reader)
         self._random = random
         self._lease_s = lease_s
-        self._hold_s = hold_s
+        self._hold_s = max(workers.HOLD_S, 3 * rounds_s) if hold_s is None else hold_s
         self._by_server = clock == "server"
         db = self._link.db
         self._rulings = Rulings(db, new_id)

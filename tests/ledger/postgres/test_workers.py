@@ -141,6 +141,15 @@ def test_a_silent_worker_keeps_its_share_as_long_as_nobody_takes_it(hire):
     assert [t.after for t in told] == ["ACCEPTED"] * 5
 
 
+@pytest.mark.parametrize(("rounds_s", "taken"), [(10, True), (300, False)])
+def test_a_worker_whose_rounds_are_far_apart_is_not_taken_for_dead_in_between(hire, rounds_s, taken):
+    rare, other = hire(rounds_s=rounds_s), hire()
+    used(rare, 5)
+    rare.freeze(now=DONE, bucket_s=BUCKET)
+    assert len(rare.claim(now=DONE, limit=9)) == 5
+    assert bool(other.maintain(now=DONE + 61)) is taken
+
+
 ZOMBIE = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
