@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from llm_metering import MeteringMiddleware, from_state
 from openai import AsyncOpenAI
@@ -36,14 +38,25 @@ from llm_metering.adapters.litellm import LiteLLMCallback
 from llm_metering.adapters.openai_agents import MeteringHooks
 from llm_metering.adapters.opentelemetry import GenAISpanProcessor
 from llm_metering.adapters.pydantic_ai import MeteredModel
+from llm_metering.capture.transport import MeteringTransport
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+OPENAI_HTTP: Any = importlib.import_module("httpx" if int(openai.__version__.split(".")[0]) < 3 else "httpx2")
+"""What the SDK is built on."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ASK: Any = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+CALLS = ["wrapped", "over_a_transport", "through_litellm", "wrapped through_litellm"]
+LITELLM = (
+    "completion", "acompletion", "text_completion", "atext_completion", "embedding", "aembedding",
+    "responses", "aresponses",
+)  # fmt: skip
 
 
 class Over(BaseChatModel):
@@ -124,6 +137,14 @@ class Layers:
     async def wrapped(self) -> Any:
         return await self.client.chat.completions.create(**ASK)
 
+    async def over_a_transport(self) -> Any:
+        """A client that nothing wraps, but its HTTP."""
+        transport: Any = MeteringTransport(self.metering)
+        async with AsyncOpenAI(
+            base_url=self.api_base, api_key="k", http_client=OPENAI_HTTP.AsyncClient(transport=transport)
+        ) as client:
+            return await client.chat.completions.create(**ASK)
+
     async def through_litellm(self) -> Any:
         return await litellm.acompletion(
             **{**ASK, "model": "openai/gpt-5-mini"}, api_base=self.api_base, api_key="k"
@@ -143,13 +164,19 @@ def layers(metering, provider) -> Iterator[Layers]:
 
 
 @pytest.mark.parametrize("with_id", [True, False])
-@pytest.mark.parametrize("call", ["wrapped", "through_litellm"])
-def test_a_call_that_every_layer_sees_is_one_record(layers, metering, used, serving, provider, call, with_id):
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_that_every_layer_sees_is_one_record(
+    layers, metering, used, serving, provider, monkeypatch, call, with_id
+):
     metering.recorder.naming.resolver = from_state("customer")
+    if call.startswith("wrapped "):
+        for name in LITELLM:
+            monkeypatch.setattr(litellm, name, getattr(litellm, name))  # put back in the end
+        metering.wrap(litellm)
 
     @metering.metered(model="gpt-5-mini")
     async def answered() -> Any:
-        return await layers.agent(getattr(layers, call), with_id=with_id)
+        return await layers.agent(getattr(layers, call.rpartition(" ")[2]), with_id=with_id)
 
     async def chat(request: Request) -> Response:
         request.state.customer = request.headers["x-test-customer"]

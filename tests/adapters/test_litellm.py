@@ -15,7 +15,7 @@ from llm_metering.adapters.litellm import LiteLLMCallback
 
 ASK: Any = {"messages": [{"role": "user", "content": "Hello there"}]}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM's own, of pydantic and of loops
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # LiteLLM's own, of pydantic and of loops
 
 
 @pytest.fixture
