@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..usage import Reading
 from .answers import read_answer, read_response
 from .ends import ends_of
 from .recognised import forms_of
 from .shapes import shape_of
+from .streams import StreamTally
 from .wire_events import WireEvents
 from .wire_frames import FRAMED, WireFrames
 
@@ -28,6 +32,8 @@ _KEPT = 64 * 1024
 """How much of both ends of an overlong answer is kept."""
 _LONGEST_SNIFF = 4096
 _BOM = b"\xef\xbb\xbf"
+_EVENT_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_NEXT_LINE = b"}\n{"
 
 
 def read_known(body: bytes) -> Reading | None:
@@ -169,7 +175,28 @@ class _Json:
         found = None if self._keep_text else self._quick(body, body)
         if found is not None:
             return found
-        return read_response(body, provider=self._provider, api=self._api, keep_text=self._keep_text)
+        reading = read_response(body, provider=self._provider, api=self._api, keep_text=self._keep_text)
+        return self._as_events(body) or reading if reading.problem is not None else reading
+
+    def _as_events(self, body: bytes) -> Reading | None:
+        """The reading of a stream that called itself JSON, as some proxies have it; None if it is none."""
+        begin = body[:_LONGEST_SNIFF].removeprefix(_BOM).lstrip()
+        if begin.startswith(b"["):
+            return self._as_list(body)
+        if not begin.startswith(_EVENT_BEGINS) and not (begin.startswith(b"{") and _NEXT_LINE in body):
+            return None
+        events = WireEvents(self._provider, self._api, self._max, self._keep_text)
+        events.feed(body)
+        reading = events.result()
+        return reading if reading.usage or reading.text or reading.written else None
+
+    def _as_list(self, body: bytes) -> Reading | None:
+        """The reading of a list that broke off: Gemini streams one where it is not asked for events."""
+        tally = StreamTally(provider=self._provider, api=self._api, keep_text=self._keep_text)
+        for event in whole_items(body):
+            tally.feed(event)
+        reading = tally.result()
+        return reading if reading.usage or reading.text or reading.written else None
 
     def so_far(self) -> Reading:
         return Reading(provider=self._provider, api=self._api, provenance="partial")
@@ -195,3 +222,18 @@ class _Json:
             return None
         forms.learn(head, tail, answer, shape, reading)
         return reading
+
+
+def whole_items(body: bytes) -> Iterator[Any]:
+    """The items of a JSON list that are there in full."""
+    text = body.decode("utf-8-sig", "replace")
+    decoder, at = json.JSONDecoder(), text.find("[") + 1
+    while (begin := _ITEM.match(text, at)) is not None:
+        try:
+            item, at = decoder.raw_decode(text, begin.end())
+        except (ValueError, RecursionError):
+            return
+        yield item
+
+
+_ITEM = re.compile(r"[\s,]*(?=\{)")

@@ -7,6 +7,7 @@ import re
 
 from ..sse import SSEDecoder, SSEvent, lines_of
 from ..usage import Reading
+from .answers import read_response
 from .streams import StreamTally
 
 WINDOW = 64 * 1024
@@ -77,6 +78,8 @@ class WireEvents:
             if reading.usage or reading.problem:
                 return reading
         decoded = self._full
+        if decoded is None and (whole := self._whole()) is not None:
+            return whole
         if decoded is None:
             decoded = _Decoded(self._provider, self._api, self._keep_text)
             for raw in self._raw:
@@ -84,6 +87,14 @@ class WireEvents:
         decoded.feed(self._carry)
         self._raw, self._carry, self._full = [], b"", decoded
         return decoded.result()
+
+    def _whole(self) -> Reading | None:
+        """The reading of an answer in one piece, which some servers call a stream; None if it is none."""
+        body = b"".join(self._raw) + self._carry
+        if body.lstrip()[:1] != b"{":
+            return None
+        reading = read_response(body, provider=self._provider, api=self._api, keep_text=self._keep_text)
+        return reading if reading.usage else None
 
     def so_far(self) -> Reading:
         self._scan()

@@ -314,3 +314,75 @@ def test_an_error_in_mid_stream_is_known() -> None:
     tally.feed(sse([chunk("Hi"), {"error": {"message": "boom"}}]))
     assert tally.result().provenance == "partial"
     assert tally.failed
+
+
+CHAT_EVENTS = [
+    {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "model": "m",
+        "choices": [{"index": 0, "delta": {"content": "Hi"}}],
+    },
+    {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "model": "m",
+        "choices": [],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    },
+]
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "text/plain", None]
+)
+@pytest.mark.parametrize(
+    "begin", [b"", b": OPENROUTER PROCESSING\n\n", b"event: message\n", b"\xef\xbb\xbf", b"\r\n"]
+)
+def test_a_stream_is_read_under_another_content_type(content_type: str | None, begin: bytes) -> None:
+    tally = WireTally(content_type=content_type)
+    tally.feed(begin + sse(CHAT_EVENTS))
+    reading = tally.result()
+    assert (reading.usage.input, reading.usage.output) == (3, 1)
+    assert reading.problem is None
+
+
+def test_lines_of_json_are_read_under_another_content_type() -> None:
+    lines = [
+        {"model": "llama3", "message": {"role": "assistant", "content": "Hi"}, "done": False},
+        {"model": "llama3", "done": True, "prompt_eval_count": 5, "eval_count": 2},
+    ]
+    tally = WireTally(content_type="application/json")
+    tally.feed("\n".join(json.dumps(line) for line in lines).encode())
+    assert (tally.result().usage.input, tally.result().usage.output) == (5, 2)
+
+
+@pytest.mark.parametrize("body", [b"data: nothing", b"<html>", b'{"usage": ', b"{}\n{}", b"event: x\n\n"])
+def test_what_is_neither_json_nor_a_stream_stays_a_problem(body: bytes) -> None:
+    tally = WireTally(content_type="application/json")
+    tally.feed(body)
+    assert tally.result().problem
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/x-ndjson"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_whole_answer_that_is_called_a_stream_is_read_whole(content_type: str, indent: int | None) -> None:
+    tally = WireTally(content_type=content_type)
+    tally.feed(json.dumps(chat(usage=USAGE), indent=indent).encode())
+    reading = tally.result()
+    assert (reading.usage.input, reading.usage.output, reading.provenance) == (7, 3, "reported")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_that_breaks_off_counts_the_items_that_came(indent: int | None) -> None:
+    said = [
+        {"candidates": [{"content": {"parts": [{"text": text}]}}], "usageMetadata": {"promptTokenCount": 3}}
+        for text in ("Hello", " you", " there")
+    ]
+    body = json.dumps(said, indent=indent).encode()
+    for cut in (body[: body.rfind(b"there")], body[: body.rfind(b"{")]):
+        tally = WireTally(content_type="application/json")
+        tally.feed(cut)
+        reading = tally.result()
+        assert (reading.provenance, reading.text, reading.usage.input) == ("partial", "Hello you", 3)
+        assert reading.problem is None
