@@ -142,6 +142,10 @@ class LedgerStatus:
     """Of people, not carried out yet."""
     disk_free_bytes: int | None = None
     """Where the ledger is; None where it is on no disk."""
+    doubted_since: float | None = None
+    """When the first ambiguous attempt was of those that are sent again; they are not 22 hours later."""
+    last_trouble: str | None = None
+    """What the latest attempt of those that wait ended with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Each command shows what it is about to do and asks; each decision is kept with w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +17,12 @@ from ..decisions import What
 from ..errors import ConfigurationError, LedgerError
 from ..ledger.desk import Decided
 from ..ledger.places import desk_of
+from ..ledger.states import HORIZON_S
 from ..protocols import EventRow, RecordRow, State
 from .asking import WAIT, Reason, Wait, Who, Yes, confirm, person, report
 from .looking import records_table, show_events
 from .options import Json
-from .screen import Screen, number
+from .screen import Screen, moment, number
 from .standing import Folder, open_ledger
 
 if TYPE_CHECKING:
@@ -177,6 +179,15 @@ def pause(
     """Send nothing to Stripe, from any process on this ledger, until `resume`. Usage is recorded as ever."""
     screen, folder, view = _begin(reason, ledger, as_json)
     screen.say(f"Nothing that is in {folder} will be sent to Stripe until: llm-metering resume")
+    standing = view.status(now=time.time())
+    if standing.doubted_since is not None:
+        until = standing.doubted_since + HORIZON_S
+        count = standing.events.get("AMBIGUOUS", 0) + standing.events.get("SENDING", 0)
+        screen.say(
+            f"Stripe may have {count:,} of its meter events. They can be sent again until {moment(until)}; "
+            "if the pause lasts longer they fall in doubt, for Stripe's sums or a person to decide.",
+            "yellow",
+        )
     confirm(screen, "Pause sending?", yes=yes)
     _told(screen, folder, view, desk_of(view, wait).pause(who=person(who), why=reason), "Sending is paused.")
 

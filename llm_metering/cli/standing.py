@@ -19,6 +19,7 @@ from ..ledger import LedgerView
 from ..ledger.places import is_postgres, view_of
 from ..protocols import Balance, LedgerStatus, UsageSum
 from ..settings import Settings
+from .explaining import explanations
 from .options import Json
 from .screen import Screen, moment, number, row, table
 
@@ -59,17 +60,21 @@ def status(
     folder, view = open_ledger(ledger)
     now = time.time()
     standing, balances, usages = view.status(now=now), view.balances(), _usages(view.usage_sums())
+    told = explanations(standing, now)
     screen = Screen(as_json=as_json)
     screen.document(
         {
             "ledger": folder,
             "status": standing,
+            "explanations": told,
             "totals": _totals(balances),
             "balances": [_balance(b) for b in balances],
             "usage": usages,
         }
     )
     _show_status(screen, folder, standing, _totals(balances), now)
+    for each in told:
+        screen.say(f"- {each}")
     _show_customers(screen, balances)
     _show_usage(screen, usages)
     if not standing.conserved or (check and _needs_a_person(standing)):

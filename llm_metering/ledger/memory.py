@@ -76,6 +76,7 @@ class MemoryLedger:
         self._alarms: list[Alarm] = []
         self._recovered: list[Transition] = []
         self._late = 0
+        self._doubt_near = False
         self._after = ("", "")
         self._is_open = False
         self._lock = RLock()
@@ -289,6 +290,8 @@ class MemoryLedger:
                 written_off=sum(
                     row.written_off for row in self.events(states=["DEAD"], limit=len(self._store.events))
                 ),
+                doubted_since=self._doubted_since(),
+                last_trouble=self._last_trouble(),
             )
 
     def events(
@@ -465,6 +468,25 @@ class MemoryLedger:
         for _, name in states.LATE[self._late : late]:
             self._alarms.append(Alarm(name, "usage waits to be accepted by Stripe"))
         self._late = late
+        doubted = self._doubted_since()
+        near = states.doubt_is_near(doubted, now)
+        if near and not self._doubt_near and doubted is not None:
+            self._alarms.append(Alarm(*states.NEAR_DOUBT, {"until": doubted + states.HORIZON_S}))
+        self._doubt_near = near
+
+    def _doubted_since(self) -> float | None:
+        standings = [e.standing for e in self._store.events.values()]
+        doubted = [s.first_ambiguous_at for s in standings if s.state in ("AMBIGUOUS", "SENDING")]
+        return min((at for at in doubted if at is not None), default=None)
+
+    def _last_trouble(self) -> str | None:
+        standings = [e.standing for e in self._store.events.values()]
+        tried = [
+            (s.attempt_started_at, s.reason)
+            for s in standings
+            if s.state in ("PENDING", "AMBIGUOUS") and s.reason and s.attempt_started_at is not None
+        ]
+        return max(tried)[1] if tried else None
 
     def _change(
         self,

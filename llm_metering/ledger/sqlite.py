@@ -45,7 +45,7 @@ from .lane import Lane
 from .lanes import Lanes
 from .room import BALLAST_BYTES, Room
 from .rulings import merge
-from .view import LedgerView
+from .view import DOUBTED, LedgerView
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,6 +129,7 @@ class SqliteLedger:
         self._handover = Handover(self._lanes)
         self._now = 0.0
         self._late = 0
+        self._doubt_near = False
         self._turn = 0
 
     @staticmethod
@@ -480,3 +481,8 @@ class SqliteLedger:
                 name, "usage waits to be accepted by Stripe", waiting_since=since, oldest_use=use
             )
         self._late = late
+        doubted = [at for lane in self._lanes.all() for (at,) in lane.db.execute(DOUBTED) if at is not None]
+        near = states.doubt_is_near(min(doubted, default=None), now)
+        if near and not self._doubt_near:
+            self._lanes.alarm(*states.NEAR_DOUBT, until=min(doubted) + states.HORIZON_S)
+        self._doubt_near = near

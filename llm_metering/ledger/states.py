@@ -29,6 +29,12 @@ DAY_S = 86_400.0
 HORIZON_S = 22 * HOUR_S
 """How long after the first ambiguous attempt an event may be sent again. Stripe refuses a repeated
 identifier for at least 24 hours; two hours are kept in hand for clocks and slow requests."""
+NEAR_S = 2 * HOUR_S
+"""So long before the horizon a person is told, who may be able to lift a pause, or bring the network back."""
+NEAR_DOUBT = (
+    "delivery.doubt_near",
+    "meter events that Stripe may have will soon not be sent again any more, and then be in doubt",
+)
 EXPIRY_S = 34 * DAY_S
 """Stripe refuses timestamps older than 35 days."""
 LEASE_S = 5 * MINUTE_S
@@ -164,6 +170,11 @@ def lateness(*, waiting_since: float | None, oldest_use: float | None, now: floa
     waited = now - waiting_since if waiting_since is not None else 0.0
     age = now - oldest_use if oldest_use is not None else 0.0
     return sum((age if limit > DAY_S else waited) >= limit for limit, _ in LATE)
+
+
+def doubt_is_near(doubted_since: float | None, now: float) -> bool:
+    """Whether an ambiguous event will soon not be sent again any more."""
+    return doubted_since is not None and now - doubted_since >= HORIZON_S - NEAR_S
 
 
 def backoff(previous_s: float, random: Callable[[], float]) -> float:

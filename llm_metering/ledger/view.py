@@ -45,6 +45,12 @@ _COUNTS = f"""
 """
 
 
+DOUBTED = "SELECT min(first_ambiguous_at) FROM meter_event WHERE state IN ('AMBIGUOUS', 'SENDING')"
+_TROUBLE = """
+    SELECT attempt_started_at, reason FROM meter_event
+    WHERE state IN ('PENDING', 'AMBIGUOUS') AND reason IS NOT NULL AND attempt_started_at IS NOT NULL
+    ORDER BY attempt_started_at DESC LIMIT 1
+"""
 _PULSE = f"""
     SELECT (SELECT min(used_at) FROM usage WHERE {_BILLABLE}),
         (SELECT min(timestamp) FROM meter_event WHERE next_attempt_at IS NOT NULL),
@@ -120,6 +126,8 @@ class LedgerView:
             written_off=glance.written_off,
             decisions_waiting=len(spool.posted(self._folder)),
             disk_free_bytes=files.free_bytes(self._folder),
+            doubted_since=min(glance.doubted, default=None),
+            last_trouble=max(glance.troubles)[1] if glance.troubles else None,
         )
 
     def events(
@@ -232,6 +240,8 @@ class _Glance:
         self.counts = [0, 0, 0, 0, 0, 0]
         self.events: dict[State, int] = {}
         self.oldest: list[float] = []
+        self.doubted: list[float] = []
+        self.troubles: list[tuple[float, str]] = []
         self.written_off = 0
         self.paused: str | None = None
         self.lanes = 0
@@ -245,6 +255,8 @@ class _Glance:
         self.paused = self.paused or paused
         for state, count in db.execute("SELECT state, count(*) FROM meter_event GROUP BY state"):
             self.events[state] = self.events.get(state, 0) + count
+        self.doubted += [at for (at,) in db.execute(DOUBTED) if at is not None]
+        self.troubles += db.execute(_TROUBLE).fetchall()
         _add_up(db, name, self.tally, events=True)
         self.lanes += 1
 

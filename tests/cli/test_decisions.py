@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_metering.cli.screen import moment
 from llm_metering.ledger import LedgerView, SqliteLedger
 from llm_metering.protocols import Outcome
 from tests.cli.conftest import _entry
@@ -238,6 +239,21 @@ def test_a_service_that_does_not_come_to_it_in_time_is_said_so_and_does_it_later
     held.maintain(now=time.time())
     assert len(events(held.folder, "PENDING")) == 2
     assert len(LedgerView(held.folder).events()) == 6
+
+
+def test_a_pause_says_what_falls_in_doubt_if_it_lasts_and_so_does_status(do, held) -> None:
+    now = time.time()
+    held.commit([_entry("cus_new", 5, now - 300)], [], now=now - 300)
+    held.freeze(now=now, bucket_s=60)
+    (claim,) = held.claim(now=now, limit=1)
+    held.finish(claim, Outcome("ambiguous", message="no answer"), now=now)
+    held.close()
+    ran = do("pause", *WHY, "--yes", "--wait", "0")
+    until = moment(now + 22 * 3600)
+    assert f"They can be sent again until {until}" in ran.out
+    out = do("status").out
+    assert f"by {until} what Stripe may have has to be sent again, or it falls in doubt" in out
+    assert "llm-metering resume" in out
 
 
 def test_a_pause_is_shown_with_who_when_and_why_until_it_is_lifted(do, serving) -> None:

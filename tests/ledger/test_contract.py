@@ -621,6 +621,26 @@ def test_events_that_wait_long_raise_each_alarm_once(ledger):
     ]
 
 
+def test_a_doubt_that_nobody_may_send_again_soon_is_an_alarm_two_hours_before(ledger):
+    """While sending is paused nothing else would tell."""
+    frozen(ledger)
+    assert ledger.status(now=DONE).doubted_since is None
+    (claim,) = ledger.claim(now=DONE, limit=1)
+    ledger.finish(claim, Outcome("ambiguous", message="no answer within 10 s"), now=DONE + 10)
+    found = ledger.status(now=DONE)
+    assert found.doubted_since == pytest.approx(DONE, abs=10)
+    assert "no answer within 10 s" in (found.last_trouble or "")
+    at = {}
+    for minutes in range(0, 24 * 60, 10):
+        ledger.maintain(now=DONE + minutes * 60)
+        for alarm in ledger.take_alarms():
+            assert alarm.name not in at, "once"
+            at[alarm.name] = minutes
+    assert 20 * 60 <= at["delivery.doubt_near"] <= 20 * 60 + 10
+    assert ledger.status(now=DONE + DAY).doubted_since is None
+    assert ledger.status(now=DONE + DAY).events == {"IN_DOUBT": 1}
+
+
 # ---- a person's decisions
 
 

@@ -206,7 +206,27 @@ def _status(db: Db) -> LedgerStatus:
         paused=paused(db),
         paused_by=pause_of(db),
         written_off=written_off,
+        doubted_since=doubted_since(db),
+        last_trouble=_last_trouble(db),
     )
+
+
+def doubted_since(db: Db, mine: Sequence[int] | None = None) -> float | None:
+    """When the first ambiguous attempt was of what is sent again, in these partitions, or in all for None."""
+    here = "" if mine is None else " AND partition = ANY(%(mine)s::smallint[])"
+    since: float | None = db.one(
+        f"SELECT min(first_ambiguous_at) FROM meter_event WHERE state IN ('AMBIGUOUS', 'SENDING'){here}",
+        mine=list(mine or ()),
+    )[0]
+    return since
+
+
+def _last_trouble(db: Db) -> str | None:
+    found = db.run(
+        "SELECT reason FROM meter_event WHERE next_attempt_at IS NOT NULL AND reason IS NOT NULL "
+        "AND attempt_started_at IS NOT NULL ORDER BY attempt_started_at DESC LIMIT 1"
+    ).fetchone()
+    return None if found is None else str(found[0])
 
 
 def _tally(db: Db, *, events: bool) -> Tally:

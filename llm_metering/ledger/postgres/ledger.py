@@ -36,7 +36,7 @@ from ..histories import Aside
 from ..rulings import Rulings
 from ..sqlite import new_identifier
 from . import clocks, desk, intake, migrating, sending, server, workers
-from .books import PostgresBooks, meta, pause_of
+from .books import PostgresBooks, doubted_since, meta, pause_of
 from .connecting import SCHEMA, Db, Isolation, Link
 from .freezing import Freezer
 
@@ -104,6 +104,7 @@ class PostgresLedger:
         self._recovered: list[Transition] = []
         self._lost: list[Claim] = []
         self._late = 0
+        self._doubt_near = False
         self._noted_at: float | None = None
         self._checked_at = 0.0
         self._ahead_s = 0.0
@@ -213,6 +214,7 @@ class PostgresLedger:
             mine, changed = self._post.hold(db, at, balance=True)
             intake.recover(db, at)
             self._check_lateness(*sending.waiting_since(db, mine), at)
+            self._check_doubt(doubted_since(db, mine), at)
             return [*changed, *sending.pass_time(db, mine, at)], at
 
         changed, at = self._do(body, now)
@@ -477,6 +479,12 @@ class PostgresLedger:
         for _, name in states.LATE[self._late : late]:
             self._alarm(name, "usage waits to be accepted by Stripe", waiting_since=since, oldest_use=use)
         self._late = late
+
+    def _check_doubt(self, since: float | None, at: float) -> None:
+        near = states.doubt_is_near(since, at)
+        if near and not self._doubt_near and since is not None:
+            self._alarm(*states.NEAR_DOUBT, until=since + states.HORIZON_S)
+        self._doubt_near = near
 
     def _recheck(self, at: float) -> None:
         if not 0 <= at - self._checked_at < RECHECK_S:
