@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -249,7 +250,24 @@ def test_a_catalog_that_was_not_applied_moves_nobody(client) -> None:
         plan_migration(PayAsYouGo(amount="0.06"), client)
 
 
-def test_a_first_payment_that_is_open_and_a_schedule_stand_in_the_way(client) -> None:
+class Scheduled(Line):
+    """Every subscription is driven by a schedule, which the sandbox does not play."""
+
+    def request(self, method, url, headers, post_data=None):
+        body, status, answered = super().request(method, url, headers, post_data)
+        text = body.decode() if isinstance(body, bytes) else body
+        return re.sub(r'"schedule": ?null', '"schedule": "sub_sched_1"', text), status, answered
+
+
+def test_a_schedule_that_would_put_the_old_price_back_stands_in_the_way(dial) -> None:
+    client = dial()
+    subscribed(client, PAYG)
+    apply(DEARER, client)
+    (move,) = plan_migration(DEARER, dial(Scheduled())).blocked
+    assert "a schedule decides its prices and would put the old one back" in str(move.blocked)
+
+
+def test_a_first_payment_that_is_open_stands_in_the_way(client) -> None:
     made = subscribed(client, FLAT, collection="default_incomplete")
     apply(NEW_FLAT, client)
     (move,) = plan_migration(NEW_FLAT, client).blocked
@@ -362,6 +380,25 @@ def test_two_migrations_at_once_move_everybody_once(sandbox, dial) -> None:
         assert len(client.v1.invoices.list({"customer": one.customer}).data) == 2, (
             "one at first, one for the move"
         )
+
+
+def test_two_at_once_turn_a_subscription_flexible_and_neither_fails(dial) -> None:
+    """Stripe refuses it the second time; the other run was faster, which is no failure."""
+    client = dial()
+    made = subscribed(client, PAYG, 3000, billing_mode="classic")
+    apply(DEARER, client)
+    migration = plan_migration(DEARER, client, to_flexible=True)
+    line = Line()
+
+    def overtaken(method: str, path: str) -> None:
+        if method == "post" and path.endswith("/migrate"):
+            line.before = lambda *_: None
+            assert migrate(migration, dial()).refused == ()
+
+    line.before = overtaken
+    assert migrate(migration, dial(line)).refused == ()
+    assert prices_of(client, made.id) == [KEY]
+    assert preview_invoice(client, subscription=made.id).total == Decimal("1.20")
 
 
 @pytest.mark.parametrize("kind", ["500_before", "500_after", "accept_then_reset"])
