@@ -42,6 +42,7 @@ class Fleet(Play):
         database = self.folder.partition("?")[0].rpartition("/")[2]
         for query in (
             "partition SET lease_until = 0",
+            "worker SET delivers_until = 0",
             "meter_event SET lease_until = 0 WHERE state = 'SENDING'",
         ):
             self.cluster.execute(f"UPDATE {SCHEMA}.{query}", database=database)
