@@ -310,7 +310,8 @@ class Delivery:
 
     def _claim(self, ledger: Ledger) -> None:
         room, probing = self._room(), self.breaker.state == "open"
-        limit = room * self._sender.max_batch
+        size = self._sender.max_batch
+        limit = min(room * size, max(_AT_A_TIME, size))
         if limit > 0:
             claims = self._next(ledger, limit, probing)
             self._claimed += claims
@@ -441,6 +442,9 @@ class Delivery:
         return max(due_at, mono + self.rate.wait_s(mono), self._not_before)
 
 
+_AT_A_TIME = 200
+"""The most events that are claimed in one turn: more would keep the interpreter's lock from others for
+milliseconds, and keep those that could be under way waiting."""
 _MAX_HINTS = 15
 _BLOCKED_S = 1.0
 

@@ -137,7 +137,7 @@ class Attempts:
 
         take(self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at"), in_turn=False)
         if not ambiguous_only and len(heads) < limit:
-            take(self._round(now, limit, busy), in_turn=True)
+            take(self._round(now, limit, heads), in_turn=True)
         return heads
 
     def start(self, heads: Sequence[Head], lane: str, now: float, lease_s: float) -> list[Claim]:
@@ -215,7 +215,7 @@ class Attempts:
                 found |= {row[0]: row for row in self._events(f"identifier IN ({_marks(some)})", some)}
         return found
 
-    def _round(self, now: float, limit: int, busy: set[Pair]) -> Iterator[rows.Row]:
+    def _round(self, now: float, limit: int, heads: Sequence[Head]) -> Iterator[rows.Row]:
         """The earliest due event of each pair, from where the last claim ended and round to it again."""
         ahead = self._ahead
         while ahead:
@@ -224,21 +224,22 @@ class Attempts:
         for after, end in ((start, None), (("", ""), start)):
             more: Pair | None = after
             while more is not None:
-                more = self._read_ahead(more, now, max(limit, _AHEAD), busy)
+                more = self._read_ahead(more, now, max(limit, _AHEAD), heads)
                 while ahead:
                     row = ahead.popleft()
                     if end is not None and (row[2], row[1]) > end:
                         return
                     yield row
 
-    def _read_ahead(self, after: Pair, now: float, count: int, busy: set[Pair]) -> Pair | None:
+    def _read_ahead(self, after: Pair, now: float, count: int, heads: Sequence[Head]) -> Pair | None:
         """Read the earliest due event of each pair behind this one; the last pair if there may be more."""
         values = {"now": now, "far": now + states.MAX_WAIT_S, "oldest": now - states.EXPIRY_S}
         group = self._db.execute(
             _HEADS, {**values, "customer": after[0], "event_name": after[1], "limit": count}
         ).fetchall()
         # What is taken already, and not written yet, must not be read ahead for the next time.
-        self._ahead.extend(row for row in group if (row[2], row[1]) not in busy)
+        taken = {row[0] for row, _ in heads}
+        self._ahead.extend(row for row in group if row[0] not in taken)
         return (group[-1][2], group[-1][1]) if len(group) == count else None
 
     def _crash(self, where: str, values: Sequence[Any], now: float) -> list[Transition]:
