@@ -9,6 +9,7 @@ from .forms import (
     EXPAND,
     LIST,
     METADATA,
+    Required,
     Table,
     anything,
     array,
@@ -112,6 +113,26 @@ def list_customers(call: Call) -> Doc:
     return page(call, "customer", "/v1/customers", lambda _, doc: public(doc), keep)
 
 
+def attach(call: Call) -> Doc:
+    """Give a customer a test payment method. It keeps its name, which says whether it pays."""
+    method = call.args[0]
+    customer = call.find("customer", call.params["customer"], "customer")
+    if method not in customer["_payment_methods"]:
+        customer["_payment_methods"].append(method)
+        call.store.save(call.account, customer)
+    return {
+        "id": method,
+        "object": "payment_method",
+        "allow_redisplay": "unspecified",
+        "billing_details": dict.fromkeys(("address", "email", "name", "phone", "tax_id")),
+        "created": call.world.time_of(call.account, customer),
+        "customer": customer["id"],
+        "livemode": call.account.livemode,
+        "metadata": {},
+        "type": "card",
+    }
+
+
 def retrieve_account(call: Call) -> Doc:
     """The account that the key belongs to. Its id follows from the key."""
     return {
@@ -202,6 +223,7 @@ ROUTES = (
     Route("GET", "/v1/customers/{}", retrieve, _ID),
     Route("POST", "/v1/customers/{}", update, {**_UPDATE, "default_source": refused}),
     Route("DELETE", "/v1/customers/{}", delete, {}),
+    Route("POST", "/v1/payment_methods/{}/attach", attach, {**_ID, "customer": Required(text())}),
     Route("GET", "/v1/account", retrieve_account, _ID),
     Route("GET", "/v1/balance", retrieve_balance, _ID),
 )

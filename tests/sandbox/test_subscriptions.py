@@ -242,3 +242,11 @@ def test_deleting_a_customer_ends_its_subscriptions(shop):
     subscription = shop.subscribe(shop.price)
     shop.api.customers.delete(shop.customer.id)
     assert shop.api.subscriptions.retrieve(subscription.id).status == "canceled"
+
+
+def test_a_payment_method_can_be_attached_later_and_then_pays(shop):
+    card = shop.api.payment_methods.attach("pm_card_visa", {"customer": shop.customer.id})
+    assert (card.id, card.customer) == ("pm_card_visa", shop.customer.id)
+    shop.api.customers.update(shop.customer.id, {"invoice_settings": {"default_payment_method": card.id}})
+    subscription = shop.subscribe(shop.licence())
+    assert shop.api.invoices.retrieve(subscription.latest_invoice).status == "paid"
