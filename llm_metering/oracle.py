@@ -7,9 +7,9 @@ exactly one explanation; everything else is left to a person.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 
+from ._values import dataclass
 from .protocols import EventRow, EventSum, State
 
 COUNTED: tuple[State, ...] = ("ACCEPTED", "SETTLED")

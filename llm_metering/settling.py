@@ -14,11 +14,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol, TypeVar
 
 from . import oracle
+from ._values import dataclass
 from .errors import StripeUnavailable
 from .oracle import Minute, Readings, hour_of, minute_of
 from .protocols import Books, EventRow, EventSum, Ledger, Telemetry

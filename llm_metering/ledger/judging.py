@@ -7,8 +7,9 @@ IN_DOUBT  ── arrived ──▶ ACCEPTED
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from .._values import dataclass
 from ..decisions import Decision
 from ..protocols import State
 from .states import DAY_S, EXPIRY_S, Standing

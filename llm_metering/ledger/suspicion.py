@@ -11,8 +11,8 @@ events, Stripe's summaries) decides. Every function works inside a transaction o
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 
+from .._values import dataclass
 from . import rows
 
 COPIED = "copied lane"

@@ -7,12 +7,12 @@ so that a webhook that got lost is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
 
 from .._redact import one_line
+from .._values import dataclass
 from ..errors import StripeUnavailable
 from .reading import Object, StripeReader
 
