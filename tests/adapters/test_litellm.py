@@ -15,7 +15,8 @@ from llm_metering.adapters.litellm import LiteLLMCallback
 
 ASK: Any = {"messages": [{"role": "user", "content": "Hello there"}]}
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # LiteLLM's own, of pydantic and of loops
+# The warnings are LiteLLM's own, of pydantic and of loops.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
