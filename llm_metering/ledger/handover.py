@@ -22,6 +22,8 @@ from .lanes import Lanes
 
 MAX_KEPT = 8
 """So many lanes are kept for the sake of their streams; then no further one is handed over until one ends."""
+LONG_KEPT_S = 3600.0
+"""A lane that is kept for longer is an alarm."""
 MAX_FORMER = 64
 """So many lanes that were ours are looked through for ids that were recorded before."""
 
@@ -43,6 +45,10 @@ class Handover:
         self._homes: dict[str, str] = {}
         """The lanes of streams that began before the last hand-over."""
         self._former: dict[str, None] = {}
+        self._kept_since: dict[str, float] = {}
+        """When each lane that is kept for its streams would have been handed over."""
+        self._told: set[str] = set()
+        self._has_stopped = False
 
     @property
     def has_begun(self) -> bool:
@@ -53,21 +59,53 @@ class Handover:
         """We are a forked child: none of it is ours."""
         self._homes.clear()
         self._former.clear()
+        self._kept_since.clear()
 
     def hand_over(self, *, now: float, bucket_s: int, everything: bool) -> bool:
         """Let go of what another process can deliver; whether there was anything."""
         lanes = self._lanes
         own = lanes.get(lanes.own)
         wanted = own is not None and own.can_be_delivered(now=now, bucket_s=bucket_s, everything=everything)
-        if own is not None and wanted and len(set(self._homes.values())) < MAX_KEPT:
+        stopped = wanted and len(set(self._homes.values())) >= MAX_KEPT
+        if own is not None and wanted and not stopped:
             streams = own.streams()
             before = lanes.move_on(now=now)
             self._homes.update(dict.fromkeys(streams, before))
+            self._kept_since[before] = now
             self._former.pop(before, None)
             self._former[before] = None
             while len(self._former) > MAX_FORMER:
                 del self._former[next(iter(self._former))]
-        return self._let_go()
+        has_gone = self._let_go()
+        self._watch_streams(now, stopped=stopped)
+        return has_gone
+
+    def _watch_streams(self, now: float, *, stopped: bool) -> None:
+        """A stream that does not end keeps its lane's usage from being billed: a person must know."""
+        kept = set(self._homes.values())
+        self._kept_since = {name: min(at, now) for name, at in self._kept_since.items() if name in kept}
+        for name, since in self._kept_since.items():
+            if now - since >= LONG_KEPT_S and name not in self._told:
+                self._told.add(name)
+                ids = sorted(id_ for id_, home in self._homes.items() if home == name)
+                self._lanes.alarm(
+                    "ledger.handover_waits",
+                    f"lane {name} has been kept for an hour by {len(ids)} streams that have not ended, such "
+                    f"as {ids[0]}; its usage is billed once they end, or this process does",
+                    lane=name,
+                    streams=len(ids),
+                )
+        if stopped and not self._has_stopped:
+            self._lanes.alarm(
+                "ledger.handover_stopped",
+                f"{len(kept)} lanes are kept by {len(self._homes)} streams that have not ended, so nothing "
+                "is handed over until one does; end hanging streams (a time-out on the provider's client), "
+                "or restart this process: what they produced is billed as partial",
+                lanes=len(kept),
+                streams=len(self._homes),
+            )
+        self._has_stopped = stopped
+        self._told &= kept
 
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], drops: Sequence[str], *, now: float

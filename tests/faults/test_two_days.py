@@ -160,6 +160,7 @@ def operator(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_days_without_stripe(operator: Operator) -> None:
     world = operator.world
     operator.use(*operator.customers, tokens=100)
@@ -221,6 +222,7 @@ def test_two_days_without_stripe(operator: Operator) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_the_sums_cannot_tell_is_settled_by_the_operator(operator: Operator) -> None:
     """Somebody else writes to the same customer's meter, another customer is deleted at Stripe meanwhile."""
     world = operator.world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from llm_metering.errors import LedgerError
 from llm_metering.ledger import SqliteLedger
-from llm_metering.ledger.handover import MAX_KEPT
+from llm_metering.ledger.handover import LONG_KEPT_S, MAX_KEPT
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, line, progress, rows, totals
 from tests.ledger.test_crashes import Brittle, brittle
 
@@ -164,6 +164,28 @@ def test_no_more_than_a_few_lanes_are_kept_for_streams(service, folder):
     assert hand_over(service, now=T0 + 20 * BUCKET)
     assert service.status(now=T0).streams_under_way == 0
     assert len(ids(folder)) == 2 * (MAX_KEPT + 4)
+
+
+def test_a_stream_that_does_not_end_is_an_alarm_once_and_so_is_a_hand_over_that_stops(service):
+    def alarms():
+        return [alarm.name for alarm in service.take_alarms()]
+
+    service.commit([entry("a")], [progress("s")], now=T0)
+    hand_over(service)
+    hand_over(service, now=LATER + LONG_KEPT_S - 1)
+    assert alarms() == []
+    hand_over(service, now=LATER + LONG_KEPT_S)
+    hand_over(service, now=LATER + LONG_KEPT_S + 60)
+    assert alarms() == ["ledger.handover_waits"]
+    start = LATER + LONG_KEPT_S
+    for n in range(MAX_KEPT + 3):
+        now = start + n * BUCKET
+        service.commit([entry(f"r{n}", used_at=now)], [progress(f"s{n}", used_at=now)], now=now)
+        hand_over(service, now=now + BUCKET)
+    assert alarms() == ["ledger.handover_stopped"]
+    service.commit([entry("s", closes="s")], [], now=start)
+    assert hand_over(service, now=start + 20 * BUCKET)
+    assert alarms() == []
 
 
 def test_a_worker_that_dies_while_sending_leaves_the_doubt_to_the_next(service, worker, opened):
