@@ -11,7 +11,6 @@ starved: what matters is the order of things, and thousands of probes that all f
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -452,7 +452,8 @@ def rows_of(home: Path | Place, query: str) -> list[Any]:
 def _cluster() -> Cluster:
     """One server for all lives of this process."""
     cluster = Cluster(needed())
-    atexit.register(end_cluster)
+    # Processes of a pool end without `atexit`.
+    Finalize(None, end_cluster, exitpriority=1)
     cluster.start()
     return cluster
 
