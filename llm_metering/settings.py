@@ -77,8 +77,8 @@ class Settings:
     progress_every_tokens: int = 500
     """LLM_METERING_PROGRESS_EVERY_TOKENS: a stream is noted after about this many tokens, too."""
     on_disconnect: Literal["partial", "drain"] = "partial"
-    """LLM_METERING_ON_DISCONNECT: a provider's stream that nobody reads to its end: "partial" bills what came,
-    "drain" reads the rest in the background, to learn the provider's own count."""
+    """LLM_METERING_ON_DISCONNECT: a provider's stream that nobody reads to its end: "partial" bills what
+    came, "drain" reads the rest in the background, to learn the provider's own count."""
     disconnect_drain_s: float = 60.0
     """LLM_METERING_DISCONNECT_DRAIN_S: the longest that such a rest is read; then what came is billed."""
     disconnect_drain_bytes: int = 4 * 1024 * 1024
