@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from llm_metering.protocols import Claim, Outcome
 from llm_metering.senders.stripe_v1 import StripeSender
-from llm_metering.senders.threads import Ended, SendingThreads
+from llm_metering.senders.threads import Begun, Ended, SendingThreads
 from llm_metering.telemetry import LogTelemetry
 from llm_metering.usage import MeterEvent
 
@@ -50,6 +50,22 @@ def gather(sending: SendingThreads, n: int, within: float = 10) -> list[Ended]:
     return found
 
 
+def submit(sending: SendingThreads, *numbers: int) -> None:
+    """All of them, before the first is begun."""
+    begin, all_here = sending._begin, threading.Event()
+    assert begin is not None
+
+    def waits(event: MeterEvent) -> Begun:
+        all_here.wait(10)
+        return begin(event)
+
+    sending._begin = waits
+    for i in numbers:
+        sending.submit([claim(i)])
+    sending._begin = begin
+    all_here.set()
+
+
 def kinds(found: Sequence[Ended]) -> dict[str, str]:
     return {each.claims[0].event.identifier: each.outcomes[0].kind for each in found}
 
@@ -72,13 +88,11 @@ def test_one_thread_has_eight_under_way_at_a_time(make: Make, server: Any, sende
 
     server.otherwise = waits_for_all
     sending = make(sender)
-    for i in range(8):
-        sending.submit([claim(i)])
+    submit(sending, *range(8))
     assert set(kinds(gather(sending, 8)).values()) == {"accepted"}
     assert sending._threads == 1
     assert server.connections == 8
-    for i in range(8, 16):
-        sending.submit([claim(i)])
+    submit(sending, *range(8, 16))
     gather(sending, 8)
     assert server.connections == 8, "connections are used again"
 
@@ -96,8 +110,7 @@ def test_each_has_the_outcome_of_its_own_answer(make: Make, server: Any, sender:
         },
     )
     sending = make(sender)
-    for i in range(7):
-        sending.submit([claim(i)])
+    submit(sending, *range(7))
     assert kinds(gather(sending, 7)) == {
         "id0": "accepted",
         "id1": "duplicate",
@@ -114,8 +127,7 @@ def test_an_answer_that_does_not_come_keeps_no_other(make: Make, server: Any, ra
     sender = StripeSender("sk_test_key", api_base=server.url, timeout_s=4)
     sending = make(sender)
     began = time.monotonic()
-    for i in range(8):
-        sending.submit([claim(i)])
+    submit(sending, *range(8))
     assert set(kinds(gather(sending, 7))) == {f"id{i}" for i in range(1, 8)}
     assert time.monotonic() - began < 3.5
     assert kinds(gather(sending, 1)) == {"id0": "ambiguous"}
@@ -128,8 +140,7 @@ def test_over_tls_it_is_the_same(make: Make, server: Any, raw: Any, monkeypatch:
         sender = StripeSender("sk_test_key", api_base=secure.url, timeout_s=5)
         sending = make(sender)
         for round_ in range(3):
-            for i in range(8):
-                sending.submit([claim(8 * round_ + i)])
+            submit(sending, *range(8 * round_, 8 * round_ + 8))
             assert set(kinds(gather(sending, 8)).values()) == {"accepted"}
         assert secure.connections == 8
         sender.close()
@@ -140,8 +151,7 @@ def test_a_server_that_cannot_be_reached_is_surely_not_sent(make: Make) -> None:
         port = closed.getsockname()[1]
     sender = StripeSender("sk_test_key", api_base=f"http://127.0.0.1:{port}", timeout_s=2)
     sending = make(sender)
-    for i in range(4):
-        sending.submit([claim(i)])
+    submit(sending, *range(4))
     assert set(kinds(gather(sending, 4)).values()) == {"not_sent"}
     sender.close()
 
@@ -167,8 +177,7 @@ def test_what_takes_long_to_begin_is_the_last_before_answers_are_read(
 
     monkeypatch.setattr(StripeSender, "begin", counted)
     sending = make(sender)
-    for i in range(5):
-        sending.submit([claim(i)])
+    submit(sending, *range(5))
     gather(sending, 5)
     assert most == 1
 
@@ -188,8 +197,7 @@ def test_a_sender_that_begins_and_then_raises_leaves_that_one_in_doubt(
 
     monkeypatch.setattr(StripeSender, "begin", broken)
     sending = make(sender)
-    for i in range(4):
-        sending.submit([claim(i)])
+    submit(sending, *range(4))
     assert kinds(gather(sending, 4)) == {
         "id0": "accepted",
         "id1": "ambiguous",
