@@ -130,17 +130,19 @@ class Metering:
             AccountMismatch: The ledger belongs to another Stripe account than the key.
         """
         with self._lock:
-            if self._started:
-                return
-            self._writer.start()
-            self._refuse_foreign_account()
-            self._counter.load(self.settings.encodings)
-            if self.settings.deliver == "thread":
-                self._flusher.start()
-            else:
-                self._handover.start()
-            self._started = True
-            self._stopped = False
+            if not self._started:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._writer.start()
+        self._refuse_foreign_account()
+        self._counter.load(self.settings.encodings)
+        if self.settings.deliver == "thread":
+            self._flusher.start()
+        else:
+            self._handover.start()
+        self._started = True
+        self._stopped = False
 
     def start_soon(self) -> None:
         """Start without making the caller wait; what goes wrong is an alarm, and is tried again.
@@ -163,6 +165,9 @@ class Metering:
         """
         with self._lock:
             if not self._started:
+                # A start that is on its way, but has not come so far, must not begin after this.
+                self._stopped = self._stopped or self._starting is not None
+                self._writer.stop(self.settings.drain_s)
                 return
             self.recorder.stop_draining(self.settings.drain_s)
             self._counter.settle(self.settings.drain_s)
@@ -409,7 +414,9 @@ class Metering:
 
     def _try_start(self) -> None:
         try:
-            self.start()
+            with self._lock:
+                if not (self._started or self._stopped):
+                    self._begin()
         except MeteringError as exc:
             self.telemetry.alarm("metering.start_failed", str(exc))
         except Exception as exc:

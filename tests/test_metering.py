@@ -161,6 +161,29 @@ def test_recording_works_after_stop_and_is_delivered_by_the_next_life(tmp_path: 
         assert sums_of(second) == {("cus_1", "input"): 11}
 
 
+def test_a_stop_that_overtakes_a_start_in_the_background_is_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_start = threading.Event()
+    late: list[threading.Thread] = []
+
+    class Late(threading.Thread):
+        def run(self) -> None:
+            late.append(self)
+            may_start.wait(5)
+            super().run()
+
+    monkeypatch.setattr("llm_metering.metering.Thread", Late)
+    first = metering_of(ledger=tmp_path / "ledger")
+    first.record(Usage(input=5), customer="cus_1")
+    first.stop()
+    may_start.set()
+    late[0].join(5)
+    assert not first.is_started
+    with metering_of(ledger=tmp_path / "ledger") as second:
+        assert sums_of(second) == {("cus_1", "input"): 5}
+
+
 def test_start_and_stop_may_be_called_twice() -> None:
     metering = metering_of()
     metering.start()
