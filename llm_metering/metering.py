@@ -12,7 +12,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet, ref
 
-from . import customers
+from . import customers, wiring
 from ._redact import one_line
 from .capture import context
 from .capture.counter import Counter
@@ -23,16 +23,13 @@ from .handover import Handover
 from .health import Health, foreseen_trouble
 from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, liner
-from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender, Ticket
+from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender
 from .settings import Settings
-from .settling import Settler
 from .telemetry import LogTelemetry
-from .usage import Reading, Usage, UsageRecord
+from .usage import Reading, Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from .senders.summaries import Summaries
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -78,15 +75,16 @@ class Metering:
         self.meters: tuple[TokenMeter, ...] = checked_meters(meters)
         self.telemetry = LogTelemetry(on_alarm=on_alarm)
         self.now = now
-        self.sender = sender if sender is not None else _sender(settings)
-        self._ledger = _ledger(settings.ledger if ledger is None else ledger, settings)
+        self.sender = sender if sender is not None else wiring.sender_of(settings)
+        self._ledger = wiring.ledger_at(settings.ledger if ledger is None else ledger, settings)
         self._writer = Writer(
             self._ledger,
             lines_of=liner(self.meters),
             telemetry=self.telemetry,
             now=now,
         )
-        self.settler = _settler(self._writer, settings, self.telemetry, now) if sender is None else None
+        own = sender is None
+        self.settler = wiring.settler_of(self._writer, settings, self.telemetry, now) if own else None
         """Holds accepted and doubtful events against Stripe's summaries, beside delivery. None without a key,
         and where a sender of the caller's own sends who knows where."""
         self._flusher = Flusher(
@@ -96,7 +94,7 @@ class Metering:
         self._counter = Counter(settings=settings, telemetry=self.telemetry)
         self.recorder = Recorder(
             settings=settings,
-            sink=_StartingSink(self, self._writer),
+            sink=wiring.StartingSink(self, self._writer),
             telemetry=self.telemetry,
             counter=self._counter,
             resolver=customer if callable(customer) else None,
@@ -479,29 +477,6 @@ _EXIT_S = 2.0
 _ALL_EVENTS = 10_000_000
 
 
-class _StartingSink:
-    """The writer's queue, which starts metering when the first usage comes."""
-
-    __slots__ = ("_home", "_writer")
-
-    def __init__(self, home: Metering, writer: Writer) -> None:
-        self._home = home
-        self._writer = writer
-
-    def put(self, record: UsageRecord, *, closes: str | None = None) -> Ticket:
-        if not self._home.is_started:
-            self._home.start_soon()
-        return self._writer.put(record, closes=closes)
-
-    def progress(self, record: UsageRecord) -> None:
-        if not self._home.is_started:
-            self._home.start_soon()
-        self._writer.progress(record)
-
-    def drop(self, record_id: str) -> None:
-        self._writer.drop(record_id)
-
-
 def _fixed(customer: Any) -> str | None:
     return None if callable(customer) else _checked(customer)
 
@@ -511,72 +486,6 @@ def _checked(customer: Any) -> str | None:
         return customers.checked(customer)
     except ValueError as exc:
         raise ConfigurationError(f"customer={customer!r} cannot be billed: {exc}") from exc
-
-
-def _ledger(where: str | Path | Ledger, settings: Settings) -> Ledger:
-    if not isinstance(where, (str, Path)):
-        return where
-    text = str(where)
-    if text == "memory:":
-        from .ledger.memory import MemoryLedger
-
-        return MemoryLedger()
-    if text.startswith(("postgresql://", "postgres://")):
-        from .ledger.postgres import PostgresLedger
-
-        return PostgresLedger(text, rounds_s=settings.flush_every_s)
-    if "://" in text and not text.startswith("file://"):
-        raise ConfigurationError(
-            f"a ledger at {text.partition('://')[0]}:// is not supported; give a folder, "
-            "'postgresql://…' or 'memory:'"
-        )
-    from .ledger.sqlite import SqliteLedger
-
-    return SqliteLedger(
-        Path(text.removeprefix("file://")),
-        max_bytes=settings.max_ledger_bytes,
-        min_free_bytes=settings.min_free_bytes,
-    )
-
-
-def _sender(settings: Settings) -> Sender | None:
-    if settings.stripe_api_key is None:
-        return None
-    if settings.sender == "stream":
-        from .senders.stripe_stream import StripeStream
-
-        return StripeStream(
-            settings.stripe_api_key,
-            api_base=settings.stripe_api_base,
-            meter_events_base=settings.stream_base,
-            timeout_s=settings.send_timeout_s,
-        )
-    from .senders.stripe_v1 import StripeSender
-
-    return StripeSender(
-        settings.stripe_api_key,
-        api_base=settings.stripe_api_base,
-        timeout_s=settings.send_timeout_s,
-    )
-
-
-def _settler(
-    writer: Writer, settings: Settings, telemetry: LogTelemetry, now: Callable[[], float]
-) -> Settler | None:
-    """None where Stripe cannot be asked."""
-    key = settings.stripe_api_key
-    if key is None:
-        return None
-
-    def summaries() -> Summaries:
-        from .senders.reading import StripeReader
-        from .senders.summaries import Summaries
-
-        return Summaries(
-            StripeReader(key, api_base=settings.stripe_api_base, timeout_s=settings.send_timeout_s, per_s=2)
-        )
-
-    return Settler(writer, summaries, telemetry, every_s=settings.reconcile_every_s, now=now)
 
 
 def _texts(dimensions: Mapping[str, Any]) -> dict[str, str]:

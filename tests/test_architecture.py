@@ -41,6 +41,7 @@ FLOORS = {
     "adapters": 5,
     "carrying": 5,
     "metering": 5,
+    "wiring": 5,
     "billing": 6,
     "reconcile": 6,
     "webhooks": 6,
@@ -61,11 +62,12 @@ MAY_MEET = {
     ("providers", "counting"),
     ("flusher", "delivery"),
     ("adapters", "carrying"),
+    ("metering", "wiring"),
     ("settling", "reports"),
     ("testing", "sandbox"),
 }
 """Neighbours that may meet, in this direction only: words are made of words, the readers of streams stand
-on the SSE parser, what a provider did not report is counted, and the flusher turns delivery over."""
+on the SSE parser, what a provider did not report is counted, the flusher turns delivery over, and metering is wired of parts."""
 
 ON_ITS_OWN = {"sandbox"}
 """Imports nothing of the package: a mistake it shared with us would agree with itself."""
