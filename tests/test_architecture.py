@@ -67,7 +67,8 @@ MAY_MEET = {
     ("testing", "sandbox"),
 }
 """Neighbours that may meet, in this direction only: words are made of words, the readers of streams stand
-on the SSE parser, what a provider did not report is counted, the flusher turns delivery over, and metering is wired of parts."""
+on the SSE parser, what a provider did not report is counted, the flusher turns delivery over, and metering is
+wired of parts."""
 
 ON_ITS_OWN = {"sandbox"}
 """Imports nothing of the package: a mistake it shared with us would agree with itself."""
