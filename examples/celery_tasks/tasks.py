@@ -18,7 +18,11 @@ from openai import OpenAI
 
 app = Celery("tasks", broker=os.environ.get("CELERY_BROKER", "amqp://"))
 if folder := os.environ.get("CELERY_BROKER_FOLDER"):  # kombu's broker of files, for trying it out
-    app.conf.broker_transport_options = {"data_folder_in": folder, "data_folder_out": folder}
+    app.conf.broker_transport_options = {
+        "data_folder_in": folder,
+        "data_folder_out": folder,
+        "control_folder": f"{folder}/control",
+    }
 app.conf.broker_connection_retry_on_startup = True
 
 metering = Metering()
