@@ -39,6 +39,10 @@ class Ended:
     outcomes: tuple[Outcome, ...]
 
 
+_Job = tuple[tuple[Claim, ...], float]
+"""The events of one request, and when they were handed in."""
+
+
 class SendingThreads:
     """At most `limit` threads over one sender.
 
@@ -58,13 +62,16 @@ class SendingThreads:
     LINGER_S = 0.005
     """How long results are gathered before the flusher wakes, so that it commits many in one go."""
     IDLE_S = 30.0
+    TOO_LATE_S = 3600.0
+    """A job that waited for so long, as in a machine that was suspended, is not begun any more: its events
+    may be older by now than Stripe remembers. It is half of what the ledger's horizon keeps in hand."""
 
     def __init__(self, sender: Sender, limit: int, telemetry: Telemetry) -> None:
         self._sender = sender
         self._begin = _begin_of(sender)
         self._limit = limit
         self._telemetry = telemetry
-        self._jobs: SimpleQueue[tuple[Claim, ...] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended: deque[Ended] = deque()
         self._changed = threading.Condition()
         self._threads = 0
@@ -75,7 +82,7 @@ class SendingThreads:
         """One request with these claims; with none it is a `check`. Never blocks."""
         with self._changed:
             self._under_way += 1
-            self._jobs.put(tuple(claims))
+            self._jobs.put((tuple(claims), time.time()))
             if not self._threads:
                 self._spawn()
 
@@ -93,7 +100,7 @@ class SendingThreads:
             while True:
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    recalled.append(job)
+                    recalled.append(job[0])
         except Empty:
             with self._changed:
                 self._under_way -= len(recalled)
@@ -151,10 +158,13 @@ class SendingThreads:
                 with self._changed:
                     self._threads -= 1
                 return
-            if job and self._begin is not None:
-                self._side_by_side(self._begin, job)
+            claims, _ = job
+            if self._is_too_late(job):
+                self._tell(_not_begun(claims))
+            elif claims and self._begin is not None:
+                self._side_by_side(self._begin, claims)
             else:
-                self._tell(Ended(job, self._outcomes(job)))
+                self._tell(Ended(claims, self._outcomes(claims)))
 
     def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: tuple[Claim, ...]) -> None:
         """This job, and others that wait, over connections of their own."""
@@ -174,14 +184,22 @@ class SendingThreads:
 
     def _another(self) -> tuple[Claim, ...] | None:
         """Another event to be sent, None if none waits."""
-        try:
-            job = self._jobs.get_nowait()
-        except Empty:
-            return None
-        if job:
-            return job
-        self._jobs.put(job)  # a check, or the word to end: not now
-        return None
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return None
+            if job is None or not job[0]:
+                self._jobs.put(job)  # a check, or the word to end: not now
+                return None
+            if not self._is_too_late(job):
+                return job[0]
+            self._tell(_not_begun(job[0]))
+
+    def _is_too_late(self, job: _Job) -> bool:
+        claims, submitted_at = job
+        # By the wall clock: the other may have stood still with the machine.
+        return bool(claims) and time.time() - submitted_at > self.TOO_LATE_S
 
     def _read(self, waiting: dict[int, tuple[tuple[Claim, ...], Begun]]) -> None:
         """Read the answers in the order in which they come."""
@@ -249,6 +267,11 @@ class SendingThreads:
             raise RuntimeError(f"the sender gave {len(outcomes)} outcomes for {len(job)} events")
         except Exception as exc:
             return (self._raised(exc),) * max(1, len(job))
+
+
+def _not_begun(claims: tuple[Claim, ...]) -> Ended:
+    outcome = Outcome("not_sent", message="it waited too long to be sent, as after a suspended machine")
+    return Ended(claims, (outcome,) * len(claims))
 
 
 def _begin_of(sender: Sender) -> Callable[[MeterEvent], Begun] | None:

@@ -212,3 +212,36 @@ def test_where_no_thread_can_be_had_it_is_counted_and_tried_again(
     sending.submit([claim(1)])
     assert len(gather(sending, 1)) == 1
     assert len(refused) == 3
+
+
+class Stopping(MemorySender):
+    """The machine is suspended for `asleep_s` while the first of its requests is under way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, asleep_s: float) -> None:
+        super().__init__()
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self._patch, self._asleep_s = monkeypatch, asleep_s
+
+    def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
+        if not self.entered.is_set():
+            self.entered.set()
+            assert self.go_on.wait(5)
+            later = time.time() + self._asleep_s
+            self._patch.setattr("llm_metering.senders.threads.time.time", lambda: later)
+        return super().send(events)
+
+
+@pytest.mark.parametrize(("asleep_s", "kinds"), [(60, ["accepted"]), (3 * 3600, ["not_sent"])])
+def test_what_waited_through_a_suspended_machine_is_not_sent_any_more(
+    make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch, asleep_s: float, kinds: list[str]
+) -> None:
+    """A resend that was in time when it was claimed may be too late for Stripe's memory by then."""
+    sender = Stopping(monkeypatch, asleep_s)
+    sending = make(sender, limit=1)
+    sending.submit([claim(1)])
+    assert sender.entered.wait(5)
+    sending.submit([claim(2)])
+    sender.go_on.set()
+    first, second = gather(sending, 2)
+    assert [o.kind for o in first.outcomes] == ["accepted"]
+    assert [o.kind for o in second.outcomes] == kinds
