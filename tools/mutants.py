@@ -396,7 +396,7 @@ class Verdict:
 
 def main() -> int:
     asked = _arguments()
-    chosen = [m for m in MUTANTS if asked.only in m.name]
+    chosen = [m for m in MUTANTS if asked.only in m.name][asked.part[0] :: asked.part[1]]
     print(f"{len(chosen)} mutants; first the tests on the copy as it is", flush=True)
     began = time.monotonic()
     tests = sorted({test for m in chosen for test in m.tests})
@@ -422,7 +422,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="a word of the name")
     parser.add_argument("--quick", action="store_true", help="without the simulator")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--part", type=_part, default=(0, 1), help="such as 2/4, to share the work")
     return parser.parse_args()
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    return int(number) - 1, int(of)
 
 
 def _judge(mutant: Mutant, *, quick: bool) -> Verdict:
