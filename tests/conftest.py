@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -23,3 +24,15 @@ def _no_thread_is_left() -> Iterator[None]:
     for thread in left:
         thread.join(2)
     assert not {thread.name for thread in left if thread.is_alive()}
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_is() -> Iterator[None]:
+    """Other libraries set up logging as they start, and silence loggers that are there already."""
+    ours = [logging.getLogger(name) for name in ("llm_metering", "llm_metering.sandbox")]
+    before = [(each.disabled, each.level, each.propagate) for each in ours]
+    disabled = logging.root.manager.disable
+    yield
+    logging.disable(disabled)
+    for each, (each.disabled, level, each.propagate) in zip(ours, before, strict=True):
+        each.setLevel(level)

@@ -208,6 +208,7 @@ def stage() -> Iterator[tuple[Sandbox, list[Service]]]:
         # It would look between two steps of a test, at a clock that jumps; the tests say when it looks.
         patch.setattr(Background, "_catch_up", lambda self: None)
         with running_sandbox(now=lambda: current[-1].now if current else float(NOON)) as sandbox:
+            sandbox.set_switches(aggregation_delay_s=30)  # what is sent in one moment is judged in one
             yield sandbox, current
 
 

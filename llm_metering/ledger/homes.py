@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from .._values import dataclass
 
@@ -77,11 +78,9 @@ def _born(path: Path) -> str | None:
     birth = getattr(found, "st_birthtime_ns", None) or getattr(found, "st_birthtime", None)
     if birth is not None:
         return repr(birth)
-    statx = _statx()
+    statx, create_string_buffer = _statx()
     if statx is None:
         return None
-    from ctypes import create_string_buffer
-
     buffer = create_string_buffer(_STATX_BYTES)
     if statx(_AT_FDCWD, os.fsencode(path), _NO_FOLLOW, _WANT_BIRTH, buffer):
         return None
@@ -91,11 +90,12 @@ def _born(path: Path) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _statx() -> Callable[..., int] | None:
-    """Python's `os.stat` does not tell when a file was made on Linux; glibc and musl do."""
-    from ctypes import CDLL
+def _statx() -> tuple[Callable[..., int] | None, Callable[[int], Any]]:
+    """Python's `os.stat` does not tell when a file was made on Linux; glibc and musl do. With it comes the
+    maker of its buffer: a lane may be opened once more while the program ends and nothing can be imported."""
+    from ctypes import CDLL, create_string_buffer
 
+    found: Callable[..., int] | None = None
     with suppress(OSError, AttributeError):
-        found: Callable[..., int] = CDLL(None).statx
-        return found
-    return None
+        found = CDLL(None).statx
+    return found, create_string_buffer
