@@ -26,13 +26,14 @@ def _no_thread_is_left() -> Iterator[None]:
     assert not {thread.name for thread in left if thread.is_alive()}
 
 
+_LOGGERS = [logging.getLogger(name) for name in (None, "llm_metering", "llm_metering.sandbox")]
+_AS_THEY_WERE = [(each.disabled, each.level, each.propagate) for each in _LOGGERS]
+
+
 @pytest.fixture(autouse=True)
-def _logging_stays_as_it_is() -> Iterator[None]:
-    """Other libraries set up logging as they start, and silence loggers that are there already."""
-    ours = [logging.getLogger(name) for name in ("llm_metering", "llm_metering.sandbox")]
-    before = [(each.disabled, each.level, each.propagate) for each in ours]
-    disabled = logging.root.manager.disable
-    yield
-    logging.disable(disabled)
-    for each, (each.disabled, level, each.propagate) in zip(ours, before, strict=True):
+def _logging_is_as_it_was() -> None:
+    """Other libraries set up logging as they start, and silence those that are there already."""
+    logging.disable(logging.NOTSET)
+    for each, (disabled, level, propagate) in zip(_LOGGERS, _AS_THEY_WERE, strict=True):
+        each.disabled, each.propagate = disabled, propagate
         each.setLevel(level)

@@ -323,7 +323,10 @@ def test_every_recorded_exchange_counts_exactly_through_its_wrapped_sdk(
     name: str, sdk: Any, bench: Bench, provider: ProviderStub
 ) -> None:
     rows = exchanges(name)
-    call = sdk(provider.origin, bench)
+    try:
+        call = sdk(provider.origin, bench)
+    except ModuleNotFoundError as exc:
+        pytest.skip(f"{exc.name} is not installed")
     wrong = []
     for row in rows:
         provider.replies.clear()

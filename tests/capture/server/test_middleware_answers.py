@@ -169,8 +169,8 @@ async def test_embeddings_and_responses_are_read(new_home, wire):
 
 async def test_send_stays_a_coroutine_function_for_those_who_ask(home, wire):
     """asgiref's bridge for WSGI apps warns of a `send` that is none, and warnings are errors here."""
-    from asgiref.sync import async_to_sync, sync_to_async
-
+    sync = pytest.importorskip("asgiref.sync", reason="asgiref is not installed")
+    async_to_sync, sync_to_async = sync.async_to_sync, sync.sync_to_async
     body = json.dumps(wire.chat()).encode()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
