@@ -19,7 +19,6 @@ from llm_metering.metering import Metering
 from llm_metering.protocols import Alarm, Entry, Outcome, State
 from llm_metering.reports import MAX_KNOWN, key_of, note
 from llm_metering.sandbox import Sandbox, running_sandbox
-from llm_metering.sandbox.background import Background
 from llm_metering.senders.error_events import NO_METER, ErrorEvents, ErrorReport, ReportedError
 from llm_metering.senders.memory import MemorySender
 from llm_metering.senders.reading import StripeReader
@@ -204,12 +203,9 @@ class Service:
 @pytest.fixture(scope="module")
 def stage() -> Iterator[tuple[Sandbox, list[Service]]]:
     current: list[Service] = []
-    with pytest.MonkeyPatch.context() as patch:
-        # It would look between two steps of a test, at a clock that jumps; the tests say when it looks.
-        patch.setattr(Background, "_catch_up", lambda self: None)
-        with running_sandbox(now=lambda: current[-1].now if current else float(NOON)) as sandbox:
-            sandbox.set_switches(aggregation_delay_s=30)  # what is sent in one moment is judged in one
-            yield sandbox, current
+    with running_sandbox(now=lambda: current[-1].now if current else float(NOON)) as sandbox:
+        sandbox.set_switches(aggregation_delay_s=30)  # what is sent in one moment is judged in one
+        yield sandbox, current
 
 
 @pytest.fixture(params=["memory", "sqlite"])
