@@ -1,4 +1,4 @@
-"""A server of raw sockets that answers, or misbehaves, as a script says."""
+"""A server of raw sockets that answers, or misbehaves, as a script says; and a sandbox in a faster time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from llm_metering.sandbox import Sandbox, running_sandbox
 from llm_metering.senders.stripe_v1 import StripeSender
+from llm_metering.senders.threads import SendingThreads
 from llm_metering.usage import MeterEvent
 
 TLS = Path(__file__).parent / "tls"
@@ -229,3 +232,42 @@ def sender(server: RawServer) -> Iterator[StripeSender]:
     sender = StripeSender("sk_test_key", api_base=server.url, timeout_s=5)
     yield sender
     sender.close()
+
+
+SPEED = 20.0
+
+
+class Clock:
+    """The time, `SPEED` times as fast."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.base = time.time()
+
+    def __call__(self) -> float:
+        return self.base + (time.monotonic() - self.began) * SPEED
+
+
+class FastThreads(SendingThreads):
+    def wait(self, timeout_s: float) -> None:
+        super().wait(timeout_s / SPEED)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
+    with running_sandbox(now=clock) as sandbox:
+        sandbox.client().v1.billing.meters.create(
+            {
+                "display_name": "Tokens",
+                "event_name": "hypernian_tokens",
+                "default_aggregation": {"formula": "sum"},
+                "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
+                "value_settings": {"event_payload_key": "value"},
+            }
+        )
+        yield sandbox

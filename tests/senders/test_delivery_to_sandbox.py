@@ -23,51 +23,16 @@ from llm_metering.ledger.sqlite import SqliteLedger
 from llm_metering.ledger.writer import Writer
 from llm_metering.meters import checked_meters, lines_of
 from llm_metering.protocols import Alarm
-from llm_metering.sandbox import Sandbox, running_sandbox
+from llm_metering.sandbox import Sandbox
 from llm_metering.senders.stripe_v1 import StripeSender
-from llm_metering.senders.threads import SendingThreads
 from llm_metering.settings import Settings
 from llm_metering.telemetry import LogTelemetry
 from llm_metering.usage import Usage, UsageRecord
+from tests.senders.conftest import SPEED, Clock, FastThreads
 
-SPEED = 20.0
 METERS = checked_meters(None)
 EVENTS = "/v1/billing/meter_events"
 Books = dict[tuple[str | None, str, tuple[tuple[str, str], ...]], Decimal]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.base = time.time()
-
-    def __call__(self) -> float:
-        return self.base + (time.monotonic() - self.began) * SPEED
-
-
-class FastThreads(SendingThreads):
-    def wait(self, timeout_s: float) -> None:
-        super().wait(timeout_s / SPEED)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with running_sandbox(now=clock) as sandbox:
-        sandbox.client().v1.billing.meters.create(
-            {
-                "display_name": "Tokens",
-                "event_name": "hypernian_tokens",
-                "default_aggregation": {"formula": "sum"},
-                "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
-                "value_settings": {"event_payload_key": "value"},
-            }
-        )
-        yield sandbox
 
 
 class Service:

@@ -19,50 +19,17 @@ from llm_metering.ledger.sqlite import SqliteLedger
 from llm_metering.ledger.writer import Writer
 from llm_metering.meters import checked_meters, lines_of
 from llm_metering.protocols import Alarm, Sender
-from llm_metering.sandbox import Sandbox, running_sandbox
+from llm_metering.sandbox import Sandbox
 from llm_metering.senders.stripe_stream import StripeStream
 from llm_metering.senders.stripe_v1 import StripeSender
-from llm_metering.senders.threads import SendingThreads
 from llm_metering.settings import Settings
 from llm_metering.telemetry import LogTelemetry
 from llm_metering.usage import Usage, UsageRecord
+from tests.senders.conftest import SPEED, Clock, FastThreads
 
-SPEED = 20.0
 STREAM = "/v2/billing/meter_event_stream"
 SESSION = "/v2/billing/meter_event_session"
 ACCOUNT = "/v1/account"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.base = time.time()
-
-    def __call__(self) -> float:
-        return self.base + (time.monotonic() - self.began) * SPEED
-
-
-class FastThreads(SendingThreads):
-    def wait(self, timeout_s: float) -> None:
-        super().wait(timeout_s / SPEED)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with running_sandbox(now=clock) as sandbox:
-        sandbox.client().v1.billing.meters.create(
-            {
-                "display_name": "Tokens",
-                "event_name": "hypernian_tokens",
-                "default_aggregation": {"formula": "sum"},
-            }
-        )
-        yield sandbox
 
 
 class Service:
