@@ -25,6 +25,11 @@ RECORDS = """
 import itertools, os, sys, time
 from llm_metering import Metering, Usage, UsageRecord
 
+def say(id_):
+    # One write a line: print writes the end of a line by itself where PYTHONUNBUFFERED is set, and lines of two
+    # services, or of one that is killed in between and its successor, run into one another.
+    os.write(1, f"{id_}\\n".encode())
+
 metering = Metering()
 metering.start()
 sink = metering._writer
@@ -40,12 +45,12 @@ for n in itertools.count():
         while open_streams and open_streams[0][0] < now:
             _, ended = open_streams.pop(0)
             sink.put(ended, closes=ended.id).wait()
-            print(ended.id, flush=True)
+            say(ended.id)
         continue
     ticket = sink.put(record)
     ticket.wait()
     assert ticket.error is None, ticket.error
-    print(id_, flush=True)
+    say(id_)
     time.sleep(0.004)
 """
 
