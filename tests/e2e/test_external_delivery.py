@@ -26,8 +26,8 @@ import itertools, os, sys, time
 from llm_metering import Metering, Usage, UsageRecord
 
 def say(id_):
-    # One write a line: print writes the end of a line by itself where PYTHONUNBUFFERED is set, and lines of two
-    # services, or of one that is killed in between and its successor, run into one another.
+    # One write a line: print writes the end of a line by itself where PYTHONUNBUFFERED is set, and lines of
+    # two services, or of one that is killed in between and its successor, run into one another.
     os.write(1, f"{id_}\\n".encode())
 
 metering = Metering()
