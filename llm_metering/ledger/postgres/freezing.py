@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 from .. import rows
 from ..freezing import Draft, bucket_of, drafts, meter_event
 from ..lines import plain
 from .connecting import Db
-from .storable import storable
+from .storable import Column, texts, whole
 
 _BILLABLE = (
     '"freeze" IS NULL AND held IS NULL AND customer IS NOT NULL AND partition = ANY(%(mine)s::smallint[])'
@@ -91,13 +90,13 @@ class Freezer:
         if not made:
             return
         events = [meter_event(draft, self._new_id(), now=now) for draft in made]
-        columns: dict[str, list[Any]] = {
-            "identifier": [e.identifier for e in events],
-            "line_key": [self._keys.number(draft.key) for draft in made],
-            "customer": [e.customer for e in events],
-            "event_name": [storable(e.event_name) for e in events],
-            "value": [plain(e.value) for e in events],
-            "timestamp": [e.timestamp for e in events],
-            "payload": [rows.payload_json(e) for e in events],
+        columns: dict[str, Column] = {
+            "identifier": texts(e.identifier for e in events),
+            "line_key": whole(self._keys.number(draft.key) for draft in made),
+            "customer": texts(e.customer for e in events),
+            "event_name": texts(e.event_name for e in events),
+            "value": texts(plain(e.value) for e in events),
+            "timestamp": whole(e.timestamp for e in events),
+            "payload": texts(rows.payload_json(e) for e in events),
         }
         self._db.run(_NEW_EVENTS, freeze=freeze, now=now, **columns)

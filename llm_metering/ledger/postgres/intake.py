@@ -13,7 +13,7 @@ from typing import Any
 from ...protocols import Entry, Progress
 from .. import rows
 from .connecting import Db
-from .storable import floats, storable, storable_row
+from .storable import Column, floats, storable, texts
 from .workers import STREAMS_S
 
 _MAX_ID = 500
@@ -73,13 +73,11 @@ class Intake:
         self.keys.forget()
 
     def _run(self, query: str, entries: Sequence[Entry], now: float, **more: Any) -> int:
-        made = [self._records.row(entry, now) for entry in entries]
-        if not all(map(_is_plain, made)):
-            made = [storable_row(row) for row in made]
-        columns = dict(zip(_NAMES, map(list, zip(*made, strict=True)), strict=True))
-        columns["id"] = [_id(i) for i in columns["id"]]
-        for name in _NUMBERS:
-            columns[name] = floats(columns[name])
+        made = dict(zip(_NAMES, zip(*[self._records.row(e, now) for e in entries], strict=True), strict=True))
+        made["id"] = tuple([_id(i) for i in made["id"]])
+        columns: dict[str, Column] = {
+            name: floats(values) if name in _NUMBERS else texts(values) for name, values in made.items()
+        }
         return self._db.run(query, **columns, **more).rowcount
 
 
@@ -90,11 +88,6 @@ def recover(db: Db, now: float) -> None:
     if dead:
         db.run(_RECOVER, dead=dead)
         db.run("DELETE FROM worker WHERE id = ANY(%(dead)s::text[])", dead=dead)
-
-
-def _is_plain(row: rows.Row) -> bool:
-    """Whether PostgreSQL takes its texts as they are."""
-    return all("\x00" not in v and (v.isascii() or storable(v) == v) for v in row if isinstance(v, str))
 
 
 def _id(given: str) -> str:

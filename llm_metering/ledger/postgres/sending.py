@@ -14,7 +14,7 @@ from typing import Any
 from ...protocols import Claim, EventRow, Outcome, Transition
 from .. import rows, states
 from .connecting import Db
-from .storable import floats, storable
+from .storable import Column, floats, texts, whole
 
 Row = Sequence[Any]
 Pair = tuple[str, str]
@@ -111,9 +111,9 @@ def begin(
     ]
     if claims:
         columns = {
-            "identifier": [c.event.identifier for c in claims],
-            "number": [c.attempt for c in claims],
-            "fence": [c.fence for c in claims],
+            "identifier": texts(c.event.identifier for c in claims),
+            "number": whole(c.attempt for c in claims),
+            "fence": whole(c.fence for c in claims),
         }
         db.run(_BEGIN, now=now, **columns)
     return claims
@@ -299,14 +299,14 @@ def _end(db: Db, ended: Sequence[tuple[Row, states.Step, Outcome]], now: float) 
         return
     _write(db, [_Change(row, step.standing) for row, step, _ in ended])
     outcomes = [o for _, _, o in ended]
-    columns: dict[str, list[Any]] = {
-        "identifier": [row[0] for row, _, _ in ended],
-        "number": [row[7] for row, _, _ in ended],
-        "outcome": [o.kind for o in outcomes],
-        "status": [o.status for o in outcomes],
-        "code": [storable(o.code) for o in outcomes],
-        "message": [storable(o.message) for o in outcomes],
-        "request_id": [storable(o.request_id) for o in outcomes],
+    columns: dict[str, Column] = {
+        "identifier": texts(row[0] for row, _, _ in ended),
+        "number": whole(row[7] for row, _, _ in ended),
+        "outcome": texts(o.kind for o in outcomes),
+        "status": whole(o.status for o in outcomes),
+        "code": texts(o.code for o in outcomes),
+        "message": texts(o.message for o in outcomes),
+        "request_id": texts(o.request_id for o in outcomes),
     }
     db.run(_END, now=now, **columns)
 
@@ -317,16 +317,16 @@ def _write(db: Db, changes: Iterable[_Change]) -> dict[int, int]:
     if not changes:
         return {}
     places = [c.standing for c in changes]
-    columns: dict[str, list[Any]] = {
-        "seq": [c.row[_SEQ] for c in changes],
-        "was": [c.row[_FENCE] for c in changes],
-        "state": [s.state for s in places],
-        "attempts": [s.attempts for s in places],
+    columns: dict[str, Column] = {
+        "seq": whole(c.row[_SEQ] for c in changes),
+        "was": whole(c.row[_FENCE] for c in changes),
+        "state": texts(s.state for s in places),
+        "attempts": whole(s.attempts for s in places),
         "attempt_started_at": floats(s.attempt_started_at for s in places),
         "first_ambiguous_at": floats(s.first_ambiguous_at for s in places),
         "next_attempt_at": floats(s.next_attempt_at for s in places),
         "backoff_s": floats(s.backoff_s for s in places),
-        "reason": [storable(s.reason) for s in places],
+        "reason": texts(s.reason for s in places),
         "lease_until": floats(c.lease_until for c in changes),
     }
     return dict(db.run(_WRITE, **columns).fetchall())

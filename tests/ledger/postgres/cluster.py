@@ -64,10 +64,10 @@ class Place:
 class Cluster:
     """One server with a database for each who asks."""
 
-    def __init__(self, bin_: Path) -> None:
+    def __init__(self, bin_: Path, within: str | None = None) -> None:
         self._bin = bin_
         quick = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=quick))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=within or quick))
         self._as = _unprivileged(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 0
