@@ -54,6 +54,7 @@ def plan_migration(
     to_flexible: bool = False,
     forfeit_usage: bool = False,
     amounts: bool = False,
+    exact: bool = True,
 ) -> Migration:
     """Who has a price that the catalog has replaced, and what moving them would do. Stores nothing.
 
@@ -70,12 +71,13 @@ def plan_migration(
             the price of its time. There is no way back.
         forfeit_usage: Move classic subscriptions all the same; what they used before is never billed.
         amounts: Ask Stripe what each next invoice comes to, without and with the move.
+        exact: Refuse prices that differ from the catalog's instead of moving to what has their keys.
     """
     if proration not in get_args(Proration):
         raise ConfigurationError(f"proration={proration!r} must be one of {', '.join(get_args(Proration))}")
     rules = _Rules(proration, to_flexible, forfeit_usage, amounts)
     with doing("looking for who has a price that was replaced"):
-        targets, names = _targets(catalog, client, prices)
+        targets, names = _targets(catalog, client, prices, exact=exact)
         found = _subscriptions(client, targets, frozenset(customers))
         moves = [_move(client, raw, targets, names, rules) for raw in found]
     return Migration(catalog, tuple(moves), proration, forfeit_usage)
@@ -96,7 +98,7 @@ def changed_items(items: Iterable[ItemMove]) -> list[dict[str, str]]:
 
 
 def _targets(
-    catalog: Catalog, client: StripeClient, wanted: Mapping[str, str]
+    catalog: Catalog, client: StripeClient, wanted: Mapping[str, str], *, exact: bool
 ) -> tuple[dict[str, _Target], dict[str, str]]:
     """Where each old price leads, by its id, and the event name of each meter."""
     account = fetch_prices(catalog, client)
@@ -113,7 +115,7 @@ def _targets(
         found = None if key is None else account.get("price", key)
         if key is None or (found is not None and found.id == price.id):
             continue
-        if found is None or not found.active or actions[key].action == "replace":
+        if found is None or not found.active or (exact and actions[key].action == "replace"):
             raise BillingError(f"price {key!r} is not as the catalog says; apply the catalog first")
         targets[price.id] = _Target(key, found.id, price_facts(price, names), found.fixed)
     if unknown := sorted(set(wanted) - named):

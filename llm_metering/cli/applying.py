@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,17 @@ from ..billing import plan as make_plan
 from ..billing.guides import FLAT_FEE, PAY_AS_YOU_GO
 from ..billing.planning import SIGNS
 from ..errors import BillingError
-from .catalogs import Aggregation, Currency, EventName, Interval, LicenseBilled, MeterName, given, named
+from .catalogs import (
+    Aggregation,
+    Currency,
+    EventName,
+    Interval,
+    LicenseBilled,
+    MeterName,
+    flags_of,
+    given,
+    named,
+)
 from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen, row, table
 
@@ -84,7 +95,8 @@ def pay_as_you_go(
         )
     )
     target = Target(api_key, api_base, sandbox, live)
-    _set_up(catalog, target, PAY_AS_YOU_GO, dry_run=dry_run, replace=replace, as_json=as_json)
+    name = flags_of(PAY_AS_YOU_GO, currency=currency, interval=interval, event_name=event_name)
+    _set_up(catalog, target, name, dry_run=dry_run, replace=replace, as_json=as_json)
 
 
 def flat_fee(
@@ -141,7 +153,14 @@ def flat_fee(
         )
     )
     target = Target(api_key, api_base, sandbox, live)
-    _set_up(catalog, target, FLAT_FEE, dry_run=dry_run, replace=replace, as_json=as_json)
+    name = flags_of(
+        FLAT_FEE,
+        currency=currency,
+        interval=interval,
+        event_name=event_name,
+        license_billed=license_billed,
+    )
+    _set_up(catalog, target, name, dry_run=dry_run, replace=replace, as_json=as_json)
 
 
 def plan(
@@ -182,7 +201,13 @@ def apply(
     """Make the account match a catalog. May be run again, after anything."""
     target = Target(api_key, api_base, sandbox, live)
     _set_up(
-        named(catalog), target, catalog, dry_run=dry_run, replace=replace, archive=archive, as_json=as_json
+        named(catalog),
+        target,
+        quote(catalog),
+        dry_run=dry_run,
+        replace=replace,
+        archive=archive,
+        as_json=as_json,
     )
 
 
@@ -225,7 +250,7 @@ def _set_up(
 
 
 def _offer(catalog: Catalog) -> str:
-    return "" if len(catalog.offers) < 2 else f" --offer {catalog.offers[0].name}"
+    return "" if len(catalog.offers) < 2 else f" --offer {quote(catalog.offers[0].name)}"
 
 
 def _advance(bar: Progress | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +48,23 @@ def named(name: str) -> Catalog:
     raise _unknown(name)
 
 
-def keys_of(name: str, *, license_billed: str | None, **said: str | None) -> Catalog:
+def set_up(plan: str, *, license_billed: str | None, **said: str | None) -> tuple[Catalog, bool]:
+    """The catalog, and whether its prices must be as it says: a guide is named here without its amounts."""
+    if not is_file(plan):
+        return _keys_of(plan, license_billed=license_billed, **said), False
+    for name, value in {**said, "license_billed": license_billed}.items():
+        if value is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} belongs to the guides; {plan} says its own")
+    return load_catalog(plan), True
+
+
+def flags_of(guide: str, **said: str | None) -> str:
+    """A guide's name, and what has to be said with it to find its prices again."""
+    options = [f" --{name.replace('_', '-')} {quote(text)}" for name, text in given(**said).items()]
+    return guide + "".join(options)
+
+
+def _keys_of(name: str, *, license_billed: str | None, **said: str | None) -> Catalog:
     """A guide whose prices have the keys that were set up; what they charge does not matter here."""
     if name == PAY_AS_YOU_GO:
         if license_billed is not None:

@@ -38,7 +38,7 @@ def explanations(standing: LedgerStatus, now: float) -> list[Explanation]:
     """All that waits, what a person has to decide last."""
     return [
         *_pause(standing),
-        *_underway(standing),
+        *_underway(standing, now),
         *_ambiguous(standing),
         *_pending(standing, now),
         *_for_a_person(standing),
@@ -65,7 +65,7 @@ def _pause(standing: LedgerStatus) -> Iterator[Explanation]:
     )
 
 
-def _underway(standing: LedgerStatus) -> Iterator[Explanation]:
+def _underway(standing: LedgerStatus, now: float) -> Iterator[Explanation]:
     if standing.streams_under_way:
         what = _many(standing.streams_under_way, "stream goes on", "streams go on")
         why = "they are billed when they end, or as far as they came if their process dies"
@@ -74,6 +74,13 @@ def _underway(standing: LedgerStatus) -> Iterator[Explanation]:
     if fresh > 0:
         what = _many(fresh, "record is", "records are") + " in no meter event yet"
         why = "a meter event is made when its minute is over"
+        oldest, waiting = standing.oldest_pending_at, standing.events
+        is_late = oldest is not None and now - oldest > _LATE_S and not standing.paused
+        if is_late and not (waiting.get("PENDING") or waiting.get("AMBIGUOUS")):
+            why = f"nobody has made one since {moment(oldest)}"
+            todo = "start the service, or send it with `llm-metering deliver --once`"
+            yield Explanation("unfrozen", fresh, what, why, None, "nothing is lost", todo)
+            return
         yield Explanation("unfrozen", fresh, what, why, None, "", "")
 
 

@@ -12,7 +12,7 @@ from ..billing.moves import Proration, lines
 from ..errors import ConfigurationError
 from .applying import DryRun, File
 from .asking import Yes, confirm
-from .catalogs import named
+from .catalogs import Currency, EventName, Interval, LicenseBilled, set_up
 from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen
 
@@ -57,6 +57,10 @@ def migrate(
     amounts: Annotated[
         bool, typer.Option("--amounts", help="Show what each next invoice comes to, without and with it.")
     ] = False,
+    currency: Currency = None,
+    interval: Interval = None,
+    event_name: EventName = None,
+    license_billed: LicenseBilled = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     api_key: ApiKey = None,
@@ -66,7 +70,9 @@ def migrate(
     as_json: Json = False,
 ) -> None:
     """Show who has a price that was replaced, and move them to the new one. May be run again."""
-    wanted = named(catalog)
+    wanted, exact = set_up(
+        catalog, currency=currency, interval=interval, event_name=event_name, license_billed=license_billed
+    )
     prices = dict(map(_pair, price or []))
     screen = Screen(as_json=as_json)
     with Target(api_key, api_base, sandbox, live).client() as client:
@@ -79,6 +85,7 @@ def migrate(
             to_flexible=to_flexible,
             forfeit_usage=forfeit_usage,
             amounts=amounts,
+            exact=exact,
         )
         show_migration(screen, migration)
         if dry_run or not migration.ready:

@@ -7,13 +7,13 @@ from typing import Annotated, cast
 
 import typer
 
-from ..billing import Catalog, Offer, Subscription, check_prices, create_customer, load_catalog
+from ..billing import Catalog, Offer, Subscription, check_prices, create_customer
 from ..billing import subscribe as subscribe_customer
 from ..billing.guides import EVENT_NAME, FLAT_FEE, PAY_AS_YOU_GO
 from ..billing.subscriptions import BillingMode, Collection
 from ..errors import ConfigurationError
 from .asking import moment_of
-from .catalogs import Currency, EventName, Interval, LicenseBilled, is_file, keys_of
+from .catalogs import Currency, EventName, Interval, LicenseBilled, set_up
 from .options import ApiBase, ApiKey, Json, Live, Sandbox, Target
 from .screen import Screen, moment, row, table
 
@@ -79,7 +79,9 @@ def subscribe(
     """Subscribe a customer to a plan that was set up. Run again, it finds the subscription it made."""
     if (customer is None) == (new_customer is None):
         raise ConfigurationError("say who subscribes: --customer cus_… or --new-customer NAME")
-    catalog, exact = _catalog(plan, currency, interval, event_name, license_billed)
+    catalog, exact = set_up(
+        plan, currency=currency, interval=interval, event_name=event_name, license_billed=license_billed
+    )
     chosen = catalog.offer(offer)
     quantities = _seats(catalog, chosen, seats) | dict(map(_quantity, quantity or []))
     starts = _time(anchor, "--anchor"), _time(backdate, "--backdate")
@@ -109,19 +111,6 @@ def subscribe(
         event = "" if name == EVENT_NAME else f" --event-name {name}"
         who = f"--customer {made.customer} --value 3000{event}"
         screen.say(f"Next: llm-metering test-event {who}{target.flags}")
-
-
-def _catalog(
-    plan: str, currency: str | None, interval: str | None, event_name: str | None, license_billed: str | None
-) -> tuple[Catalog, bool]:
-    """The catalog, and whether its prices must be as it says: a guide is named here without its amounts."""
-    said = {"currency": currency, "interval": interval, "event_name": event_name}
-    if not is_file(plan):
-        return keys_of(plan, license_billed=license_billed, **said), False
-    for name, value in {**said, "license_billed": license_billed}.items():
-        if value is not None:
-            raise ConfigurationError(f"--{name.replace('_', '-')} belongs to the guides; {plan} says its own")
-    return load_catalog(plan), True
 
 
 def _seats(catalog: Catalog, offer: Offer, seats: int | None) -> dict[str, int]:

@@ -107,8 +107,8 @@ def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
     made.open(now=T0)
     made.bind("acct_1 (test)")
     usages = {"cus_accepted": 100, "cus_dead": 20, "cus_doubt": 3, "cus_pending": 4}
-    made.commit([_entry(customer, value, T0) for customer, value in usages.items()], [], now=T0)
-    made.commit([_entry(None, 50, T0), _entry("cus_held", 9, T0, held="unreadable")], [], now=T0)
+    made.commit([entry(customer, value, T0) for customer, value in usages.items()], [], now=T0)
+    made.commit([entry(None, 50, T0), entry("cus_held", 9, T0, held="unreadable")], [], now=T0)
     made.freeze(now=T0 + 120, bucket_s=60)
     outcomes = {"cus_accepted": "accepted", "cus_dead": "refused_data", "cus_doubt": "duplicate"}
     for claim in made.claim(now=T0 + 121, limit=10):
@@ -118,7 +118,7 @@ def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
     made.close()
 
 
-def _entry(customer: str | None, value: int, at: float, held: str | None = None) -> Entry:
+def entry(customer: str | None, value: int, at: float, held: str | None = None) -> Entry:
     record = UsageRecord(
         id=f"rec_{customer}_{value}",
         usage=Usage(input=value),

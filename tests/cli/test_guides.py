@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -197,3 +198,41 @@ def test_json_documents_hold_money_as_text(run, at) -> None:
     floats = []
     json.loads(out, parse_float=floats.append)
     assert floats == []
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        ["pay-as-you-go"],
+        ["pay-as-you-go", "--currency", "eur", "--event-name", "my_tokens", "--interval", "week"],
+        ["flat-fee", "--currency", "jpy", "--license-amount", "10000", "--overage-amount", "4"],
+        ["flat-fee", "--license-billed", "with_usage"],
+    ],
+    ids=" ".join,
+)
+def test_what_each_command_says_to_type_next_can_be_typed(run, at, figures) -> None:
+    """From set-up to the preview, and to moving those who subscribed, by nothing but what is printed."""
+    out = run("setup", *figures, *at).out
+    for step in ("subscribe", "test-event", "preview"):
+        following = next_of(out)
+        assert following[0] == step
+        ran = run(*following)
+        assert ran.code == 0, ran.err
+        out = ran.out
+    assert "3,000" in out
+    dearer = "--overage-amount" if figures[0] == "flat-fee" else "--amount"
+    said = [f for i, f in enumerate(figures) if dearer not in (f, figures[i - 1])]
+    out = run("setup", *said, dearer, "5", "--replace", *at).out
+    assert out.count("llm-metering migrate") == 1
+    moved = run(*after("llm-metering migrate ", out), "--yes")
+    assert (moved.code, "1 moved." in moved.out) == (0, True), moved.err
+
+
+def next_of(out: str) -> list[str]:
+    return after("Next: llm-metering ", out, itself=True)
+
+
+def after(prompt: str, out: str, *, itself: bool = False) -> list[str]:
+    line = next(line for line in out.splitlines() if prompt in line)
+    words = shlex.split(line.partition(prompt)[2])
+    return words if itself else [prompt.split()[-1], *words]

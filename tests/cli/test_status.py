@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import time
 from pathlib import Path
 
 from llm_metering.ledger import SqliteLedger
+
+from .conftest import entry
 
 
 def digest(folder: Path) -> str:
@@ -98,3 +101,19 @@ def test_usage_can_be_read_by_a_spreadsheet(run, ledger) -> None:
     rows = list(csv.DictReader(io.StringIO(run("usage", "--ledger", str(ledger.folder), "--csv").out)))
     assert sum(int(row["value"]) for row in rows if row["customer"]) >= 127
     assert {row["token_type"] for row in rows} == {"input"}
+
+
+def test_usage_that_no_process_makes_events_of_is_said_to_wait_for_one(run, tmp_path, monkeypatch) -> None:
+    left = SqliteLedger(tmp_path / "left")
+    left.open(now=1000.0)
+    left.commit([entry("cus_1", 3, 1000.0)], [], now=1000.0)
+    left.close()
+    for later_s, why in (
+        (60.0, "a meter event is made when its minute is over"),
+        (3600.0, "nobody has made one"),
+    ):
+        monkeypatch.setattr(time, "time", lambda at=1000.0 + later_s: at)
+        [said] = run("status", "--ledger", str(left.folder), "--json").document["explanations"]
+        assert said["about"] == "unfrozen"
+        assert said["why"].startswith(why)
+    assert said["todo"] == "start the service, or send it with `llm-metering deliver --once`"
