@@ -7,7 +7,6 @@ point; `after_claim:3` the third time. Without the variable a point is an empty 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 
 VARIABLE = "LLM_METERING_FAILPOINT"
@@ -29,6 +28,8 @@ def armed(setting: str, die: Callable[[], object]) -> Callable[[str], None]:
 
 
 def _die() -> None:
+    import signal
+
     os.kill(os.getpid(), signal.SIGKILL)
 
 

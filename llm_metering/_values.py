@@ -1,9 +1,9 @@
 """Frozen dataclasses with slots, made at a quarter of the price: at import, and for each value.
 
 `dataclasses` writes six functions of source for every frozen class, and sets each field of a new value by a
-call. Here one function is written, the others are shared, and a new value takes its fields as an ordinary
-object and is frozen then. `fields`, `replace`, `asdict`, pattern matching, pickling and `FrozenInstanceError`
-are as they were; inheriting from such a class is not foreseen.
+call. Here one function is written, when the first value is made, the others are shared, and a new value takes
+its fields as an ordinary object and is frozen then. `fields`, `replace`, `asdict`, pattern matching, pickling
+and `FrozenInstanceError` are as they were; inheriting from such a class is not foreseen.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ if TYPE_CHECKING:
 
 else:
     import dataclasses
+    from functools import partial
     from operator import attrgetter
 
-    def dataclass(*, frozen, slots):
+    def dataclass(*, frozen, slots, kw_only=False):
         """As `dataclasses.dataclass(frozen=True, slots=True)`."""
         if not (frozen and slots):
             raise TypeError("only frozen dataclasses with slots are made here")
-        return _made
+        return partial(_made, kw_only=kw_only)
 
     def maker(cls):
         """A function that makes a value of `cls` in a third of the time, without its `__post_init__`: for
         what is made for every answer, of fields that are known to be right."""
         return _init(cls, alone=True)
 
-    def _made(cls):
-        own = dict(vars(cls))
-        made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
-        if made.__mro__ != (made, object):
+    def _made(cls, kw_only):
+        if cls.__mro__ != (cls, object):
             raise TypeError(f"{cls.__name__}: a value inherits nothing")
-        made.__init__ = _init(made)
+        own = dict(vars(cls))
+        made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True, kw_only=kw_only)(cls)
+        made.__init__, made.__signature__ = _first_init(made), _SIGNATURE
         made.__setattr__, made.__delattr__, made.__setstate__ = _setattr, _delattr, _setstate
         made.__getstate__ = _getstate
         if "__repr__" not in own:
@@ -51,6 +52,27 @@ else:
         if own.get("__hash__") is None:
             made.__hash__ = hashes
         return made
+
+    def _first_init(made):
+        """Writes the real one when it is called. Most classes of a process have no values yet when it serves
+        its first request, or never."""
+
+        def __init__(self, *args, **kwargs):  # noqa: N807
+            made.__init__ = _init(made)
+            made.__init__(self, *args, **kwargs)
+
+        return __init__
+
+    class _Signature:
+        """What `inspect.signature` finds on a class, whether its `__init__` is written or not."""
+
+        def __get__(self, value, made):
+            from inspect import signature
+
+            whole = signature(_init(made))
+            return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+    _SIGNATURE = _Signature()
 
     def _init(made, alone=False):
         """Set all fields while the object is of a class like this one that is not frozen, and swap then."""
@@ -69,6 +91,8 @@ else:
                 value = f"_f_{f.name}() if {f.name} is _MISSING else {f.name}"
                 value = value if f.init else f"_f_{f.name}()"
             if f.init:
+                if f.kw_only and "*" not in parameters:
+                    parameters.append("*")
                 parameters.append(parameter)
             body.append(f"self.{f.name} = {value}")
         body.append("self.__class__ = _frozen")

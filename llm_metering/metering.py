@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet, ref
@@ -29,6 +28,7 @@ from .telemetry import LogTelemetry
 from .usage import Reading, Usage
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 C = TypeVar("C")

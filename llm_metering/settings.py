@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
+from ._values import dataclass
 from .errors import ConfigurationError
 from .usage import Provenance
 

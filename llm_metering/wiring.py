@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConfigurationError
 from .ledger.writer import Writer
 from .protocols import Ledger, Sender, Ticket
 from .settings import Settings
-from .settling import Settler
 from .telemetry import LogTelemetry
 from .usage import UsageRecord
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .senders.summaries import Summaries
+    from .settling import Settler
 
 
 def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
@@ -25,9 +27,9 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
         ConfigurationError: It names none that there is.
         MissingExtra: It needs a package that is not installed.
     """
-    if not isinstance(where, (str, Path)):
+    if not isinstance(where, (str, os.PathLike)):
         return where
-    text = str(where)
+    text = os.fspath(where)
     if text == "memory:":
         from .ledger.memory import MemoryLedger
 
@@ -41,6 +43,8 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
             f"a ledger at {text.partition('://')[0]}:// is not supported; give a folder, "
             "'postgresql://…' or 'memory:'"
         )
+    from pathlib import Path
+
     from .ledger.sqlite import SqliteLedger
 
     return SqliteLedger(
@@ -79,6 +83,7 @@ def settler_of(
     key = settings.stripe_api_key
     if key is None:
         return None
+    from .settling import Settler
 
     def summaries() -> Summaries:
         from .senders.reading import StripeReader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ PACKAGE = Path(llm_metering.__file__).parent
 
 FLOORS = {
     "_failpoints": 1,
+    "_lazy": 0,
     "_redact": 1,
     "_values": 0,
     "decisions": 1,
@@ -150,13 +152,30 @@ def test_an_upward_import_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_all_is_sorted_and_says_what_can_be_imported() -> None:
-    public = {
-        name
-        for name, value in vars(llm_metering).items()
-        if not name.startswith("_") and not isinstance(value, type(sys))
-    }
+    # `dir` names what is loaded when it is first asked for, too.
+    found = {name: getattr(llm_metering, name) for name in dir(llm_metering) if not name.startswith("_")}
+    public = {name for name, value in found.items() if not isinstance(value, type(sys))}
     assert sorted(llm_metering.__all__) == llm_metering.__all__
     assert set(llm_metering.__all__) == public
+
+
+@pytest.mark.parametrize("package", ["llm_metering", "llm_metering.ledger", "llm_metering.counting"])
+def test_what_is_loaded_when_named_is_what_the_type_checker_is_shown(package: str) -> None:
+    """The imports under `TYPE_CHECKING` and the names that are loaded later are the same, from the same."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    (guard,) = [node for node in tree.body if isinstance(node, ast.If)]
+    shown = {
+        alias.name: f".{node.module}"
+        for node in guard.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    (later,) = [node for each in guard.orelse for node in ast.walk(each) if isinstance(node, ast.Dict)]
+    assert shown == ast.literal_eval(later)
+    assert shown.keys() <= set(module.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_public_things_have_docstrings() -> None:
@@ -187,6 +206,13 @@ def test_import_loads_nothing_heavy() -> None:
         "brotli",
         "zstandard",
         "backports.zstd",
+        # Of ours, what a program that only meters its requests has no use for until it starts.
+        "llm_metering.ledger.memory",
+        "llm_metering.ledger.sqlite",
+        "llm_metering.senders.connection",
+        "llm_metering.settling",
+        "llm_metering.counting",
+        "sqlite3",
     ]
     code = f"import sys, llm_metering; print(*(m for m in {heavy!r} if m in sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, field, fields, replace
+from inspect import signature
 
 import pytest
 from llm_metering._values import dataclass, maker
@@ -127,10 +128,49 @@ def test_it_is_matched_by_position():
 
 @pytest.mark.parametrize("cls", [Usage, Reading, UsageRecord, Line])
 def test_its_signature_is_that_of_its_fields(cls):
-    import inspect
-
-    parameters = inspect.signature(cls).parameters
+    parameters = signature(cls).parameters
     assert list(parameters) == [f.name for f in fields(cls)]
+
+
+def test_its_signature_is_the_same_before_and_after_its_first_value():
+    @dataclass(frozen=True, slots=True)
+    class Fresh:
+        """A value."""
+
+        name: str
+        size: int = 3
+
+    before = signature(Fresh)
+    assert Fresh("a").size == 3
+    assert signature(Fresh) == before
+    assert list(before.parameters) == ["name", "size"]
+    assert before.parameters["size"].default == 3
+
+
+def test_the_first_value_is_refused_like_any_other():
+    @dataclass(frozen=True, slots=True)
+    class Fresh:
+        """A value."""
+
+        name: str
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match="name"):
+            Fresh()  # type: ignore[call-arg]
+    assert Fresh("a") == Fresh("a")
+
+
+def test_keywords_only_where_that_is_asked_for():
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Named:
+        """A value."""
+
+        name: str
+        size: int = 3
+
+    assert Named(name="a") == Named(size=3, name="a")
+    with pytest.raises(TypeError):
+        Named("a")  # type: ignore[misc]
 
 
 def test_what_is_not_frozen_or_inherits_is_refused():

@@ -7,7 +7,6 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from ..providers.realtime import read_event, session_model
 from ..usage import Reading
@@ -91,5 +90,7 @@ class Conversation:
 
 
 def _model_in(query: bytes) -> str | None:
+    from urllib.parse import parse_qs
+
     named = parse_qs(query.decode("latin-1")[:2000]).get("model")
     return named[0][:200] if named else None

@@ -5,15 +5,20 @@ Importing it loads neither tiktoken nor its tables, nor the rules for what a pro
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import loaded_when_named
 from .models import encoding_for
 from .text import count_text
 from .vocabulary import ENCODINGS, is_loaded, load
 
 if TYPE_CHECKING:
     from .filling import audit_difference, fill, recount
+else:
+    # The rules are a third of what importing this package would cost, and are needed by few calls.
+    __getattr__, __dir__ = loaded_when_named(
+        __name__, {"audit_difference": ".filling", "fill": ".filling", "recount": ".filling"}
+    )
 
 __all__ = [
     "ENCODINGS",
@@ -25,10 +30,3 @@ __all__ = [
     "load",
     "recount",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # The rules are a third of what importing this package would cost, and are needed by few calls.
-    if name in ("audit_difference", "fill", "recount"):
-        return getattr(import_module(".filling", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
+from binascii import a2b_base64
 from typing import Any
 
 from ..usage import Reading
@@ -110,6 +110,6 @@ def event_of(names: dict[str, str], payload: bytes) -> dict[str, Any] | None:
         return None
     body = json.loads(payload)
     if isinstance(body, dict) and isinstance(packed := body.get("bytes"), str):
-        body = json.loads(base64.b64decode(packed))
+        body = json.loads(a2b_base64(packed))
         return body if isinstance(body, dict) else {}
     return {names.get(":event-type", "event"): body}
