@@ -206,7 +206,7 @@ class Delivery:
     # The ledger, on its thread.
 
     def _has_news_for_ledger(self) -> bool:
-        waiting = self._ended or self._verdict or self.flushes
+        waiting = self._ended or self._verdict or self.flushes or self.rate.unsaid
         return bool(waiting) or self._is_reason_new()
 
     def _visit(self, ledger: Ledger) -> None:
@@ -218,7 +218,9 @@ class Delivery:
         trouble = self._keep_time(ledger)
         trouble = self._heed_pause(ledger) or trouble
         self._keep_reason(ledger)
+        self._tell_rate(ledger)
         self._claim(ledger)
+        self._follow_rate(ledger)
         self._answer_flushes()
         if trouble is not None:
             raise trouble
@@ -307,6 +309,24 @@ class Delivery:
         if self._is_reason_new():
             ledger.set_meta("paused", self.permit.reason)
             self._reason_in_ledger = self.permit.reason
+
+    def _tell_rate(self, ledger: Ledger) -> None:
+        if self.rate.unsaid is not None:
+            per_s, wait_s = self.rate.unsaid
+            ledger.slow_down(per_s, wait_s=wait_s, now=self._now())
+            self.rate.unsaid = None
+
+    def _follow_rate(self, ledger: Ledger) -> None:
+        """Others who send for the same account may have been told to slow down."""
+        if (pace := ledger.pace()) is not None:
+            ahead = self._monotonic() - self._now()
+            self.rate.follow(
+                pace.per_s,
+                cut_at=pace.cut_at + ahead,
+                not_before=pace.not_before + ahead,
+                share=pace.share,
+                now=self._monotonic(),
+            )
 
     def _claim(self, ledger: Ledger) -> None:
         room, probing = self._room(), self.breaker.state == "open"

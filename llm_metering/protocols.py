@@ -227,6 +227,19 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast all who deliver from a shared ledger may send, since Stripe told one of them to slow down."""
+
+    per_s: float
+    """Requests a second of all of them when it was cut; it grows from there."""
+    cut_at: float
+    not_before: float
+    """Nothing is to be sent before then."""
+    share: float
+    """Of the process that asks, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pulse:
     """The few facts of a ledger that can be read at any moment for little."""
 
@@ -349,6 +362,14 @@ class Ledger(Books, Protocol):
     def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
         """Where another process delivers: let it have usage of closed buckets (or all of it) and events that
         wait; whether there were any. Recording goes on. False where the store is shared anyway."""
+
+    def slow_down(self, per_s: float, *, wait_s: float, now: float) -> None:
+        """Stripe refused for the rate: let all who deliver from this store send at most `per_s` requests a
+        second, and none for `wait_s`. Nothing where nobody else does."""
+
+    def pace(self) -> Pace | None:
+        """The bound that holds for all of them, and our share, as the last claim has read it; None where
+        nobody else delivers."""
 
     def due_at(self) -> float | None:
         """When the next event is due to be sent, None if nothing waits. It may lie in the past while

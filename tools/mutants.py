@@ -298,8 +298,8 @@ MUTANTS = (
     Mutant(
         "fleet, dedupe key: what is offered again is known",
         "ledger/postgres/intake.py",
-        'columns["id"] = [_id(i) for i in columns["id"]]',
-        'columns["id"] = [f"{_id(i)} {id(made)} {now}" for i in columns["id"]]',
+        'made["id"] = tuple([_id(i) for i in made["id"]])',
+        'made["id"] = tuple([f"{_id(i)} {id(made)} {now}" for i in made["id"]])',
         (f"{_FAULTS}::test_records_whose_commit_was_not_answered_are_offered_again_and_count_once",),
     ),
     Mutant(
@@ -332,6 +332,13 @@ MUTANTS = (
         "e.partition = p.number AND e.state = 'SENDING'",
         "false",
         (f"{_FLEET}/test_workers.py::test_a_share_with_calls_under_way_is_not_given_away",),
+    ),
+    Mutant(
+        "fleet, rates: one is told to slow down, and all do",
+        "ledger/postgres/ledger.py",
+        "self._pace = pacing.pace(db, len(mine))",
+        "pass",
+        (f"{_FLEET}/test_rates.py::test_what_one_was_told_all_read_with_their_next_claim",),
     ),
     Mutant(
         "a forked process begins with nobody's context",

@@ -32,6 +32,7 @@ from ..protocols import (
     EventSum,
     LedgerStatus,
     Outcome,
+    Pace,
     Progress,
     Pulse,
     RecordRow,
@@ -194,6 +195,12 @@ class MemoryLedger:
 
     def hand_over(self, *, now: float, bucket_s: int, everything: bool = False) -> bool:
         return False
+
+    def slow_down(self, per_s: float, *, wait_s: float, now: float) -> None:
+        """One process delivers from a lane: its own rate is all there is."""
+
+    def pace(self) -> Pace | None:
+        return None
 
     def due_at(self) -> float | None:
         with self._ready() as store:

@@ -29,6 +29,7 @@ from ..protocols import (
     EventSum,
     LedgerStatus,
     Outcome,
+    Pace,
     Progress,
     Pulse,
     RecordRow,
@@ -272,6 +273,12 @@ class SqliteLedger:
         return self._handover.hand_over(now=now, bucket_s=bucket_s, everything=everything)
 
     @_translated
+    def slow_down(self, per_s: float, *, wait_s: float, now: float) -> None:
+        """One process delivers from a lane: its own rate is all there is."""
+
+    def pace(self) -> Pace | None:
+        return None
+
     def due_at(self) -> float | None:
         due = [at for lane in self._all() if (at := lane.attempts.due_at()) is not None]
         return min(due, default=None)

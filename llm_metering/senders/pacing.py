@@ -150,7 +150,11 @@ class Breaker:
 
 
 class Rate:
-    """How many sends a second: no bound until Stripe says to slow down, then half, and slowly back up."""
+    """How many sends a second: no bound until Stripe says to slow down, then half, and slowly back up.
+
+    The bound is the account's. Where several processes send for it, each follows what any of them was told,
+    and takes its share of it.
+    """
 
     GROWTH = 1.1
     """A second, once a second has passed without a refusal."""
@@ -158,18 +162,19 @@ class Rate:
     """Events a second that v1 takes from a live account; a rate above it is no bound."""
 
     def __init__(self) -> None:
+        self.unsaid: tuple[float, float] | None = None
+        """A bound that others do not know of yet: requests a second, and seconds to wait."""
         self._per_s = math.inf
         self._cut_at = -math.inf
         self._not_before = -math.inf
+        self._share = 1.0
         self._tokens = 0.0
         self._filled_at = 0.0
         self._window = (0.0, 0, 0)
 
     def per_s(self, now: float) -> float:
         """The bound now, infinite if there is none."""
-        # After some minutes any rate is past the ceiling; after hours the power would be past all numbers.
-        grown = self._per_s * self.GROWTH ** min(max(0.0, now - self._cut_at - 1), 600.0)
-        return grown if grown < self.CEILING else math.inf
+        return self._of_all(now) * self._share
 
     def room(self, now: float) -> int | None:
         """How many sends may start now; None without a bound."""
@@ -202,10 +207,36 @@ class Rate:
 
     def throttled(self, *, now: float, retry_after_s: float | None) -> None:
         """Stripe said to slow down. Several such answers within a second count once."""
-        self._not_before = max(self._not_before, now + (retry_after_s or 0.0))
-        if now - self._cut_at < 1:
+        wait_s = retry_after_s or 0.0
+        is_longer = now + wait_s > self._not_before
+        self._not_before = max(self._not_before, now + wait_s)
+        if now - self._cut_at >= 1:
+            _, count, before = self._window
+            # Others send in proportion to their shares, as far as we can tell.
+            sent = max(count, before, 2) / self._share
+            self._cut(max(1.0, min(self._of_all(now), sent) / 2), now)
+        elif not (is_longer and wait_s):
             return
-        _, count, before = self._window
-        self._per_s = max(1.0, min(self.per_s(now), float(max(count, before, 2))) / 2)
-        self._cut_at = now
+        self.unsaid = self._per_s, wait_s
+
+    def follow(self, per_s: float, *, cut_at: float, not_before: float, share: float, now: float) -> None:
+        """What holds for all who send, on our clock, and which share of it is ours."""
+        self._share = max(share, _LEAST_SHARE)
+        self._not_before = max(self._not_before, not_before)
+        if cut_at - self._cut_at > _SAME_CUT_S:
+            self._cut(per_s, now)
+            self._cut_at = cut_at
+
+    def _of_all(self, now: float) -> float:
+        # After some minutes any rate is past the ceiling; after hours the power would be past all numbers.
+        grown = self._per_s * self.GROWTH ** min(max(0.0, now - self._cut_at - 1), 600.0)
+        return grown if grown < self.CEILING else math.inf
+
+    def _cut(self, per_s: float, now: float) -> None:
+        self._per_s, self._cut_at = per_s, now
         self._tokens, self._filled_at = 0.0, now
+
+
+_LEAST_SHARE = 1 / 1024
+_SAME_CUT_S = 0.5
+"""Cuts that lie nearer to one another, as two clocks see it, are the same one."""

@@ -233,6 +233,60 @@ def test_waiting_as_long_as_it_says_is_long_enough() -> None:
         rate.started(1, now=now)
 
 
+# Several processes that send for one account.
+
+
+def test_a_cut_that_another_was_told_of_holds_here_in_proportion() -> None:
+    rate = Rate()
+    rate.follow(100, cut_at=10.0, not_before=0.0, share=0.25, now=10.2)
+    assert rate.per_s(10.5) == pytest.approx(25)
+    assert rate.room(10.2) == 0, "what had been saved up is gone"
+    assert rate.per_s(12.0) == pytest.approx(25 * 1.1)
+    assert rate.per_s(60.0) == math.inf, "the account's bound is gone, and so is each share of it"
+
+
+def test_a_refusal_is_told_to_others_as_the_rate_of_all() -> None:
+    rate = Rate()
+    rate.follow(1000, cut_at=-100.0, not_before=0.0, share=0.25, now=0.0)
+    for i in range(50):
+        rate.started(1, now=i / 25)
+    rate.throttled(now=2.0, retry_after_s=3.0)
+    assert rate.unsaid == (pytest.approx(50, rel=0.2), 3.0), "25 a second of ours are 100 of all four"
+    assert rate.per_s(2.0) == pytest.approx(12.5, rel=0.2)
+
+
+def test_the_same_cut_is_followed_once_and_a_later_one_again() -> None:
+    rate = cut(100)
+    rate.follow(50, cut_at=2.01, not_before=0.0, share=1.0, now=2.1)
+    rate.follow(50, cut_at=2.01, not_before=0.0, share=1.0, now=9.0)
+    assert rate.per_s(9.0) == pytest.approx(50 * 1.1**6, rel=0.2), "it grows all the while"
+    rate.follow(20, cut_at=9.5, not_before=0.0, share=1.0, now=9.6)
+    assert rate.per_s(9.6) == 20
+
+
+def test_nobody_sends_while_one_was_told_to_wait() -> None:
+    rate = Rate()
+    rate.follow(100, cut_at=10.0, not_before=15.0, share=0.5, now=10.0)
+    assert (rate.room(14.0), rate.wait_s(14.0)) == (0, 1.0)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.floats(0.01, 0.3))
+def test_however_it_is_shared_all_together_stay_below_the_bound(parts: list[float], step: float) -> None:
+    rates = [Rate() for _ in parts]
+    for rate, part in zip(rates, parts, strict=True):
+        rate.follow(40, cut_at=0.0, not_before=0.0, share=part / sum(parts), now=0.0)
+    now, started = 0.0, 0
+    while now < 10:
+        now += step
+        for rate in rates:
+            room = rate.room(now)
+            assert room is not None
+            rate.started(room, now=now)
+            started += room
+        bound = 40 * 1.1 ** max(0.0, now - 1)
+        assert started <= bound * now + bound / 4 + len(parts)
+
+
 # Permit.
 
 

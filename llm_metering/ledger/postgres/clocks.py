@@ -20,6 +20,7 @@ _MOVED = """
 """
 _LEASES = "UPDATE partition SET lease_until = lease_until - %(by)s WHERE lease_until IS NOT NULL"
 _WORKERS = "UPDATE worker SET seen_at = seen_at - %(by)s, delivers_until = delivers_until - %(by)s"
+_RATE = "UPDATE rate SET cut_at = cut_at - %(by)s, not_before = not_before - %(by)s"
 # No use lies ahead of the clock: what a clock that ran ahead put there would wait for days, or be refused.
 # What Stripe answered, or may have seen, keeps its bytes.
 _USAGE = 'UPDATE usage SET used_at = %(now)s WHERE "freeze" IS NULL AND used_at > %(now)s'
@@ -44,7 +45,7 @@ def tell_time(db: Db, clock: Callable[[Db], float]) -> float:
     if row is not None and abs(back) <= states.CLOCK_GRAIN_S:
         return 0.0
     if back > 0:
-        for query in (_MOVED, _LEASES, _WORKERS, _USAGE, _PROGRESS, _EVENTS):
+        for query in (_MOVED, _LEASES, _WORKERS, _RATE, _USAGE, _PROGRESS, _EVENTS):
             db.run(query, by=back, now=now, second=int(now // 1))
     db.run(_SET, name=_NOTE, value=repr(now))
     return max(back, 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random as dice
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -24,6 +25,7 @@ from ...protocols import (
     EventSum,
     LedgerStatus,
     Outcome,
+    Pace,
     Progress,
     Pulse,
     RecordRow,
@@ -35,7 +37,7 @@ from .. import states, verdicts
 from ..histories import Aside
 from ..rulings import Rulings
 from ..sqlite import new_identifier
-from . import clocks, desk, intake, migrating, sending, server, workers
+from . import clocks, desk, intake, migrating, pacing, sending, server, workers
 from .books import PostgresBooks, doubted_since, meta, pause_of
 from .connecting import SCHEMA, Db, Isolation, Link
 from .freezing import Freezer
@@ -108,6 +110,7 @@ class PostgresLedger:
         self._noted_at: float | None = None
         self._checked_at = 0.0
         self._ahead_s = 0.0
+        self._pace: Pace | None = None
 
     # ---- opening and closing
 
@@ -232,6 +235,15 @@ class PostgresLedger:
 
         self._do(body, now)
         return False
+
+    def slow_down(self, per_s: float, *, wait_s: float, now: float) -> None:
+        self._do(lambda db, at: pacing.slow_down(db, per_s, wait_s=wait_s, now=at), now)
+
+    def pace(self) -> Pace | None:
+        p = self._pace
+        if p is None:
+            return None
+        return replace(p, cut_at=p.cut_at + self._ahead_s, not_before=p.not_before + self._ahead_s)
 
     def due_at(self) -> float | None:
         at = self._do(lambda db, _: sending.due_at(db, self._post.partitions), None)
@@ -425,6 +437,7 @@ class PostgresLedger:
             told = sending.finish(db, results, at, self._random)
             mine, changed = self._post.hold(db, at)
             self._turn.without = frozenset(desk.paused_meters(db))
+            self._pace = pacing.pace(db, len(mine))
             claims.extend(
                 sending.begin(
                     db,

@@ -16,6 +16,7 @@ from ...protocols import Transition
 from .connecting import Db
 from .sending import crash_sending
 
+PARTITIONS = 64
 HOLD_S = 60.0
 """How long a worker may be silent before others take its partitions."""
 STREAMS_S = 900.0
