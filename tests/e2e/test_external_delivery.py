@@ -20,6 +20,7 @@ from llm_metering.ledger import LedgerView
 
 SEED = int(os.environ.get("LLM_METERING_SEED") or time.time_ns() % 1_000_000)
 ROUNDS = 8
+ENOUGH = 500
 
 RECORDS = """
 import itertools, os, sys, time
@@ -137,8 +138,10 @@ def recorded(folder: Path) -> Counter[str]:
 def test_whichever_is_killed_all_that_was_acknowledged_is_billed_once(play, sandbox, capsys) -> None:
     luck = random.Random(SEED)
     service, worker = play.service(), play.worker()
-    time.sleep(2.5)
-    for _ in range(ROUNDS):
+    rounds, ends_at = 0, time.monotonic() + 150
+    while rounds < ROUNDS or len(play.acknowledged()) <= ENOUGH:
+        assert time.monotonic() < ends_at, f"seed {SEED}: too little is recorded to prove anything"
+        rounds += 1
         time.sleep(luck.uniform(0.3, 2.0))
         if luck.random() < 0.5:
             kill(service)
@@ -163,12 +166,12 @@ def test_whichever_is_killed_all_that_was_acknowledged_is_billed_once(play, sand
     assert set(status.events) == {"ACCEPTED"}
     with capsys.disabled():
         print(f"\n  seed {SEED}: {len(promised)} acknowledged, {len(ids)} billed once, {status.lanes} lanes")
-    assert len(promised) > 500
+    assert len(promised) > ENOUGH
 
 
 def test_a_worker_ends_on_sigterm_and_the_service_goes_on(play, sandbox) -> None:
     service, worker = play.service(), play.worker()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (play.folder.exists() and play.accepted() > 0):
         assert time.monotonic() < deadline, "nothing was delivered"
         assert service.poll() is None
@@ -176,8 +179,9 @@ def test_a_worker_ends_on_sigterm_and_the_service_goes_on(play, sandbox) -> None
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
     before = len(play.acknowledged())
-    time.sleep(0.5)
-    assert service.poll() is None
-    assert len(play.acknowledged()) > before
+    while len(play.acknowledged()) == before:
+        assert time.monotonic() < deadline, "the service stands still"
+        assert service.poll() is None
+        time.sleep(0.05)
     # What the service still holds is its own; what it has let go is delivered.
     assert sum(row.value for row in sandbox.books()) == play.accepted()

@@ -85,14 +85,15 @@ def test_a_death_at_each_step_from_answer_to_stripe_loses_nothing_and_doubles_no
 
 
 def test_no_answer_ends_before_its_usage_is_on_disk(world):
-    service = world.start()
+    service = world.start(LLM_METERING_COMMIT_TIMEOUT_S="60")
     # A disk that takes no writes: somebody else holds the lane's lock.
     (lane,) = world.ledger.glob("lane-*.db")
     disk = sqlite3.connect(lane, isolation_level=None)
     disk.execute("BEGIN IMMEDIATE")
     load = world.ask(service, 20, callers=CALLERS)
+    world.wait_for(lambda: len(world.provider.answers) == CALLERS)
     assert not load.wait_until(lambda: bool(load.fates), timeout_s=1.5), "answered before the commit"
-    assert len(world.provider.answers) == CALLERS, "the provider was not even asked"
+    assert len(world.provider.answers) == CALLERS, "somebody went on"
     service.kill()
     disk.close()
     world.stage.relaunch(service)

@@ -52,7 +52,7 @@ def test_usage_of_a_service_that_ended_while_stripe_was_down_is_delivered_once_a
     world.wait_for(lambda: world.status().events.get("PENDING"))
     began = time.monotonic()
     service.stop()
-    assert time.monotonic() - began < 3, "Stripe being down held up the exit"
+    assert time.monotonic() - began < 5, "Stripe being down held up the exit"
     assert all(fate.whole for fate in world.fates)
     assert world.in_stripe() == {}
     assert world.status().conserved

@@ -138,7 +138,7 @@ class Service:
         if self.policy == "block":
             assert took >= 4 * COMMIT_TIMEOUT_S * 0.9
         else:
-            assert took < COMMIT_TIMEOUT_S
+            assert took < 4 * COMMIT_TIMEOUT_S * 0.75, "it waited for a disk that is known to fail"
 
     def is_well_again(self) -> None:
         """Everything that was answered is billed, once; the service takes usage again."""

@@ -50,7 +50,7 @@ def test_sigterm_while_idle_ends_at_once_with_everything_on_disk(world, uvicorn)
     server = uvicorn.start(world)
     world.answered(world.ask(server, 20))
     tell(server, signal.SIGTERM)
-    assert end(server, 10) < 4
+    assert end(server, 10) < 5
     status = world.status()
     assert status.usage_records == 20
     assert status.streams_under_way == 0

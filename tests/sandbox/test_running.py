@@ -61,7 +61,7 @@ def test_it_stops_at_once_though_a_client_hangs():
         while sandbox.app.faults:
             time.sleep(0.001)
         started = time.monotonic()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     waiting.join(5)
     assert failed
 

