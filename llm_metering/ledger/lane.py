@@ -18,7 +18,7 @@ from typing import TypeVar
 from .._failpoints import failpoint
 from ..decisions import Decision, Ruling
 from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
-from . import rows, states, verdicts
+from . import clocks, rows, states, verdicts
 from .attempts import Attempts, Pair, Stale
 from .freezing import Draft, Payloads, bucket_of, checked, drafts, in_turns, timestamp_of
 from .lines import plain
@@ -46,7 +46,12 @@ _UNDELIVERED = (
     "OR EXISTS (SELECT 1 FROM meter_event WHERE state = 'SENDING')"
 )
 _WORK = f"{_UNDELIVERED} OR EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE}) OR EXISTS (SELECT 1 FROM progress)"
-_CLOCK = "clock"
+_CLOCK, _BOOT_CLOCK, _EARLIER = "clock", "boot_clock", "clock_before_boot"
+_DOUBTS = "SELECT EXISTS (SELECT 1 FROM meter_event WHERE state IN ('AMBIGUOUS', 'SENDING'))"
+_LATEST = (
+    "SELECT max(coalesce((SELECT max(CAST(value AS REAL)) FROM meta WHERE name IN (?, ?)), 0), "
+    "coalesce((SELECT recorded_at FROM usage ORDER BY seq DESC LIMIT 1), 0))"
+)
 _GAPS = "gaps"
 _PAUSED = "paused_meters"
 
@@ -61,6 +66,7 @@ class Lane:
         *,
         new_id: Callable[[], str],
         random: Callable[[], float],
+        boot: clocks.ReadBoot = lambda: None,
         mark: Callable[[int], None] = lambda _: None,
         mark_sends: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
@@ -75,7 +81,8 @@ class Lane:
         self.freezes, self.tries = self._count_sends()
         self._keys = rows.LineKeys(db)
         self._records = rows.RecordRows(self._keys)
-        self._clock: float | None = None
+        self._boot = boot
+        self._noted: clocks.Moment | None = None
 
     # ---- usage
 
@@ -287,24 +294,36 @@ class Lane:
         with self._transaction():
             return self.attempts.pass_time(now)
 
-    def tell_time(self, now: float) -> float:
-        """Note the time; return by how many seconds the clock went back, 0 if it did not.
+    def tell_time(self, now: float, *, latest: Callable[[], float] | None = None) -> clocks.Lag:
+        """Note the time; return by how much the clock was set back, also while nobody looked.
 
-        What was measured on a clock that went back is moved along, so that no doubt grows younger.
+        What was measured on a clock that was set back is moved along, so that no doubt grows younger.
+
+        Args:
+            latest: The latest time that is known in the whole folder.
         """
-        known = self._clock
-        if known is None and (noted := self.meta(_CLOCK)):
-            known = self._clock = float(noted)
-        back = known - now if known is not None else 0.0
-        if known is not None and abs(back) <= states.CLOCK_GRAIN_S:
-            return 0.0
-        with self._transaction():
-            if back > 0:
-                self.attempts.set_clock_back(back)
-                self._pull_back(now)
-            self._set_meta(_CLOCK, repr(now))
-        self._clock = now
-        return max(back, 0.0)
+        known = clocks.Moment(now, self._boot())
+        noted = self._noted or clocks.from_text(self.meta(_CLOCK), self.meta(_BOOT_CLOCK))
+        is_new_run = self._noted is None and noted is not None and clocks.passed_s(noted, known) is None
+        lag, moment = clocks.look(noted, known, latest=self._latest(latest) if is_new_run else None)
+        if moment is not None:
+            with self._transaction():
+                if is_new_run:
+                    # For lanes that are taken later: what is noted from here on is on the clock in doubt.
+                    self._set_meta(_EARLIER, repr(latest_known(self.db)))
+                if lag:
+                    self.attempts.set_clock_back(lag.s)
+                    self._pull_back(now)
+                self._set_meta(_CLOCK, repr(moment.wall))
+                self._set_meta(_BOOT_CLOCK, clocks.to_text(moment))
+        self._noted = moment or noted
+        return lag
+
+    def _latest(self, anywhere: Callable[[], float] | None) -> float:
+        """The latest time that is known; elsewhere it is only looked for where a doubt depends on it."""
+        known = latest_known(self.db)
+        (has_doubts,) = self.db.execute(_DOUBTS).fetchone()
+        return max(known, anywhere()) if anywhere is not None and has_doubts else known
 
     def _pull_back(self, now: float) -> None:
         """No use lies ahead of the clock: what a clock that ran ahead put there would wait for days, or be
@@ -484,3 +503,9 @@ def has_work(db: sqlite3.Connection) -> bool:
     """Whether anything is left in this file that goes on by itself."""
     (work,) = db.execute(_WORK).fetchone()
     return bool(work)
+
+
+def latest_known(db: sqlite3.Connection) -> float:
+    """The latest time on the wall clock that this file knows of, 0 if it knows none."""
+    (at,) = db.execute(_LATEST, (_CLOCK, _EARLIER)).fetchone()
+    return float(at)

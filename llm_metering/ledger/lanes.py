@@ -13,6 +13,7 @@ from ..errors import LedgerError
 from ..protocols import Alarm, Transition
 from . import folder as files
 from . import spool
+from .clocks import ReadBoot
 from .lane import Lane, has_work
 from .room import Room
 from .taking import FOR_GOOD, TRY_AGAIN_S, Held, Taker, drop
@@ -34,6 +35,7 @@ class Lanes:
         random: Callable[[], float],
         adopt_after_s: float,
         connect: files.Connect,
+        boot: ReadBoot,
         room: Room,
     ) -> None:
         self.folder = folder
@@ -59,6 +61,7 @@ class Lanes:
             new_id=new_id,
             random=random,
             connect=connect,
+            boot=boot,
             room=room,
             alarm=self.alarm,
             leave_alone=self._left_alone.__setitem__,

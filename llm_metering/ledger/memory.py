@@ -41,7 +41,7 @@ from ..protocols import (
     UsageSum,
 )
 from ..usage import UsageRecord
-from . import memory_desk, states
+from . import clocks, memory_desk, states
 from .books import Tally, UsageRow
 from .freezing import bucket_of, drafts, meter_event
 from .lines import checked, decimal, key_of
@@ -61,6 +61,7 @@ class MemoryLedger:
         new_id: Makes the identifiers of meter events; default m1, m2, m3, …
         random: A number from 0 to 1, for the jitter of retries.
         lease_s: How long a claim may stay unanswered before it counts as a crash.
+        boot: The clock that nobody sets, where there is one.
     """
 
     def __init__(
@@ -69,7 +70,10 @@ class MemoryLedger:
         new_id: Callable[[], str] | None = None,
         random: Callable[[], float] = dice.random,
         lease_s: float = states.LEASE_S,
+        boot: clocks.ReadBoot = clocks.this_boot,
     ) -> None:
+        self._boot = boot
+        self._is_watched = False
         self._new_id = new_id or (lambda: f"m{len(self._store.events) + 1}")
         self._random = random
         self._lease_s = lease_s
@@ -87,6 +91,7 @@ class MemoryLedger:
             if self._is_open:
                 return
             self._is_open = True
+            self._is_watched = False
             self._tell_time(now)
             for id_, left in self._store.progress.items():
                 self._store.usage.setdefault(id_, left)
@@ -440,18 +445,17 @@ class MemoryLedger:
             return [_move(each, step) for each in found if (step := step_of(each.standing)) is not None]
 
     def _tell_time(self, now: float) -> None:
-        known = self._store.clock
-        back = known - now if known is not None else 0.0
-        if known is not None and abs(back) <= states.CLOCK_GRAIN_S:
-            return
-        self._store.clock = now
-        if back > 0:
+        latest = None if self._is_watched else 0.0
+        lag, moment = clocks.look(self._store.clock, clocks.Moment(now, self._boot()), latest=latest)
+        self._is_watched = True
+        self._store.clock = moment or self._store.clock
+        if lag:
             for each in self._waiting():
-                each.standing = states.clock_set_back(each.standing, by_s=back)
-                each.lease_until = None if each.lease_until is None else each.lease_until - back
+                each.standing = states.clock_set_back(each.standing, by_s=lag.s)
+                each.lease_until = None if each.lease_until is None else each.lease_until - lag.s
             self._pull_back(now)
-            message = f"the clock went back by {back:.0f} s"
-            self._alarms.append(Alarm("ledger.clock_went_back", message, {"by_s": back}))
+            by_s = lag.s if lag.is_known else lag.went_back_s
+            self._alarms.append(Alarm("ledger.clock_went_back", str(lag), {"by_s": by_s}))
 
     def _pull_back(self, now: float) -> None:
         """No use lies ahead of the clock, but what Stripe answered, or may have seen, keeps its bytes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..decisions import OF_EVENTS, OF_RECORDS, ActionRow, AttemptRow, Decision, Pause, Ruling
 from ..protocols import EventHistory, EventRow, Outcome
 from ..usage import MeterEvent, UsageRecord
+from .clocks import Moment
 from .judging import judge
 from .lines import LineKey, Value
 from .rulings import refuse_record
@@ -66,7 +67,7 @@ class Store:
     pause: Pause | None = None
     account: str | None = None
     freezes: int = 0
-    clock: float | None = None
+    clock: Moment | None = None
 
 
 def carry_out(store: Store, decision: Decision, new_id: Callable[[], str], *, now: float) -> list[Ruling]:

@@ -40,6 +40,7 @@ from ..protocols import (
 from . import folder as files
 from . import spool, states
 from .attempts import Pair
+from .clocks import ReadBoot, this_boot
 from .handover import Handover
 from .histories import Aside
 from .lane import Lane
@@ -97,6 +98,8 @@ class SqliteLedger:
         lease_s: How long a claim may stay unanswered before it counts as a crash.
         adopt_after_s: How long a lane must stay free before it is adopted; 0 adopts all at `open`.
         connect: Instead of `sqlite3.connect`.
+        boot: The clock that nobody sets, where there is one; it shows by how much the wall clock was set back
+            while no process ran.
         max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
         min_free_bytes: No usage is taken while less than this is free on the disk.
         ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
@@ -111,6 +114,7 @@ class SqliteLedger:
         lease_s: float = states.LEASE_S,
         adopt_after_s: float = ADOPT_AFTER_S,
         connect: files.Connect = sqlite3.connect,
+        boot: ReadBoot = this_boot,
         max_bytes: int = 0,
         min_free_bytes: int = 0,
         ballast_bytes: int = BALLAST_BYTES,
@@ -123,6 +127,7 @@ class SqliteLedger:
             random=random,
             adopt_after_s=adopt_after_s,
             connect=connect,
+            boot=boot,
             room=Room(
                 self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
             ),
@@ -470,13 +475,9 @@ class SqliteLedger:
         return self._lanes.all()
 
     def _check_clock(self, lanes: Sequence[Lane], now: float) -> None:
-        if back := max(lane.tell_time(now) for lane in lanes):
-            self._lanes.alarm(
-                "ledger.clock_went_back",
-                f"the clock went back by {back:.0f} s; doubts keep their age, and no event gets a time "
-                "in the future",
-                by_s=back,
-            )
+        if lag := max((lane.tell_time(now) for lane in lanes), key=lambda lag: lag.s):
+            by_s = lag.s if lag.is_known else lag.went_back_s
+            self._lanes.alarm("ledger.clock_went_back", str(lag), by_s=by_s)
 
     def _check_lateness(self, now: float) -> None:
         waiting = [lane.attempts.waiting_since() for lane in self._lanes.all()]

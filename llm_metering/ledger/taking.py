@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from ..errors import LedgerError
 from ..protocols import Transition
 from . import folder as files
 from . import homes, migrating, salvage, schema, soundness, suspicion
-from .lane import Lane
+from .clocks import ReadBoot
+from .lane import Lane, latest_known
 from .room import Room
 
 FOR_GOOD = float("inf")
@@ -59,6 +60,7 @@ class Taker:
         new_id: Callable[[], str],
         random: Callable[[], float],
         connect: files.Connect,
+        boot: ReadBoot,
         room: Room,
         alarm: Callable[..., None],
         leave_alone: Callable[[str, float], None],
@@ -67,6 +69,7 @@ class Taker:
         self._new_id = new_id
         self._random = random
         self._connect = connect
+        self._boot = boot
         self._room = room
         self._alarm = alarm
         self._leave_alone = leave_alone
@@ -170,6 +173,7 @@ class Taker:
             db,
             new_id=self._new_id,
             random=self._random,
+            boot=self._boot,
             mark=partial(files.set_mark, fd),
             mark_sends=partial(files.set_send_marks, fd),
         )
@@ -258,17 +262,25 @@ class Taker:
     def _recover(self, lane: Lane, now: float) -> list[Transition]:
         if lane.meta(_HOLDER) == self.holder:
             return []  # we closed it and nobody had it since: its streams and attempts are still ours
-        if back := lane.tell_time(now):
+        if lag := lane.tell_time(now, latest=self._latest_known):
             self._alarm(
                 "ledger.clock_went_back",
-                f"the clock went back by {back:.0f} s since lane {lane.name} was last used; doubts keep "
-                "their age, and no event gets a time in the future",
-                by_s=back,
+                f"since lane {lane.name} was last used {lag}",
+                by_s=lag.s if lag.is_known else lag.went_back_s,
                 lane=lane.name,
             )
         changed = lane.recover(now=now)
         lane.set_meta(_HOLDER, self.holder)
         return changed
+
+    def _latest_known(self) -> float:
+        """The latest time that any lane of the folder knows of."""
+        latest = 0.0
+        for name in files.lane_names(self._folder):
+            path = files.lane_path(self._folder, name)
+            with suppress(sqlite3.Error), closing(files.read_lane(path)) as db:
+                latest = max(latest, latest_known(db))
+        return latest
 
     # ---- damage
 

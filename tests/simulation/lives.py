@@ -31,6 +31,7 @@ from typing import Any, Literal
 import llm_metering.ledger.folder
 import llm_metering.ledger.lane
 import llm_metering.ledger.postgres.ledger
+from llm_metering.ledger.clocks import Boot
 from llm_metering.protocols import Claim
 from tests.ledger.conftest import rows as lane_rows
 from tests.ledger.postgres.cluster import Cluster, Place, needed
@@ -56,6 +57,7 @@ class Tally:
     events: int = 0
     crashes: int = 0
     jumps: int = 0
+    reboots: int = 0
     doubts: int = 0
     requests: int = 0
     states: Counter[str] = field(default_factory=Counter)
@@ -80,6 +82,9 @@ class Life:
         self.tally = Tally(seed, kind)
         self.now = START
         self.skew = 0.0
+        self.has_boot_clock = kind != "postgres" and dice.random() < 0.8
+        self.run = 0
+        """How often the machine was started anew."""
         self.folder = folder
         self._say = say
         self.stripe = SimulatedStripe(lambda: self.now, random.Random(dice.random()))
@@ -106,6 +111,10 @@ class Life:
     def wall(self) -> float:
         return self.now + self.skew
 
+    def boot(self) -> Boot | None:
+        """The clock that nobody sets; each run of the machine has its own."""
+        return Boot(f"run {self.run}", self.now - START) if self.has_boot_clock else None
+
     def say(self, text: str) -> None:
         if self._say is not None:
             self._say(f"{(self.now - START) / HOUR:9.3f} h  {text}")
@@ -129,6 +138,7 @@ class Life:
         length = hours * HOUR if hours else _log_uniform(self.dice, 2 * HOUR, 120 * HOUR)
         self.stripe.gets_pass = self.dice.random() < 0.5
         before, lives, accidents = self.doubtful(), self.lives, self.tally.jumps + self.tally.crashes
+        reboots = self.tally.reboots
         # Under way, also by a process that died in the middle of it and is not back yet.
         begun = {row.event.identifier for row in self.alive().ledger.events(states=("SENDING",), limit=ALL)}
         self.spell(trouble, length)
@@ -137,7 +147,8 @@ class Life:
         if trouble in DOUBTFUL:
             began = self.doubtful() - before
             # One more for each time that all doubts were given up and a GET let one event try.
-            tries = math.ceil(length / (22 * HOUR)) + 1 if self.stripe.gets_pass else 0
+            tries = math.ceil(length / (22 * HOUR)) + 1 + self.tally.reboots - reboots
+            tries = tries if self.stripe.gets_pass else 0
             bound = (self.max_in_flight + tries) * (len(self.processes) + self.lives - lives)
             rule(len(began) <= bound, f"{len(began)} doubts began in one outage, {bound} at most may")
 
@@ -197,13 +208,40 @@ class Life:
         self.set_clock(self.dice.choice((0.0, 0.0, HOUR, -HOUR, -2 * DAY, 61.0, -61.0)))
 
     def set_clock(self, skew: float) -> None:
-        """The wall clock jumps. Delivery looks at it every few seconds, so just before and just after."""
+        """The wall clock jumps, whoever runs, and whoever looks later. Where there is no other clock delivery
+        must be looking: it does so every few seconds, so just before and just after."""
         if skew != self.skew:
             self.tally.jumps += 1
             self.say(f"the clock jumps by {skew - self.skew:+.0f} s")
-        self.look()
+        if not self.has_boot_clock:
+            self.look()
         self.skew = skew
-        self.look()
+        if not self.has_boot_clock:
+            self.look()
+
+    def reboot(self) -> None:
+        """The machine starts anew: its clock is right, a little late, ahead, or so far back that it shows."""
+        self.tally.reboots += 1
+        self.run += 1
+        for process in self.processes:
+            if not process.is_down:
+                self.kill(process)
+        if self.tally.kind == "postgres":
+            return  # its clock is its server's
+        back = max(process.back_at for process in self.processes) + self.skew - self.noted() + 2 * HOUR
+        skew = self.dice.choice(
+            (self.skew, self.skew, self.skew - 61.0, max(self.skew, HOUR), self.skew - back)
+        )
+        self.say(f"the machine starts anew, with its clock changed by {skew - self.skew:+.0f} s")
+        self.skew = skew
+
+    def noted(self) -> float:
+        """The latest time that is noted anywhere."""
+        if self.folder is None:
+            clock = self.processes[0].ledger._store.clock
+            return float(clock.wall) if clock else self.wall
+        noted = rows_of(self.folder, "SELECT value FROM meta WHERE name = 'clock'")
+        return max((float(at) for (at,) in noted), default=self.wall)
 
     def look(self) -> None:
         for process in self.processes:
@@ -432,8 +470,8 @@ class Life:
 
 
 _ACCIDENTS: tuple[Callable[[Life], None], ...] = (
-    Life.use, Life.use, Life.crash, Life.jump, Life.delete_a_customer, Life.restore_customers,
-    Life.switch_meter, Life.switch_key,
+    Life.use, Life.use, Life.crash, Life.jump, Life.jump, Life.reboot, Life.delete_a_customer,
+    Life.restore_customers, Life.switch_meter, Life.switch_key,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from llm_metering.ledger.clocks import Boot
 from llm_metering.ledger.memory import MemoryLedger
 from llm_metering.ledger.postgres import PostgresLedger
 from llm_metering.ledger.sqlite import SqliteLedger
@@ -43,6 +44,7 @@ class Surroundings(Protocol):
 
     @property
     def wall(self) -> float: ...
+    def boot(self) -> Boot | None: ...
     def die_if_told(self) -> None: ...
     def guarded(self, process: Process, act: Callable[[], object]) -> None: ...
 
@@ -75,7 +77,7 @@ class Process(World):
     def make_ledger(self) -> Any:
         dice = random.Random(self.life.dice.randrange(2**32))
         if self.life.folder is None:
-            return MemoryLedger(random=dice.random)
+            return MemoryLedger(random=dice.random, boot=self.life.boot)
         if isinstance(self.life.folder, Place):
             return PostgresLedger(
                 self.life.folder.url,
@@ -90,6 +92,7 @@ class Process(World):
             new_id=lambda: f"{dice.getrandbits(128):032x}",
             random=dice.random,
             adopt_after_s=dice.choice((0.0, 5.0)),
+            boot=self.life.boot,
         )
 
     def start_process(self) -> None:

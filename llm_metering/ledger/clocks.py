@@ -1,0 +1,158 @@
+"""By how much the wall clock was set back since a moment that was noted, when nobody may have looked.
+
+Ages are told by the wall clock, which people, time servers and flat batteries set. Linux has a second clock,
+which nobody sets: the seconds since the machine began to run, those of its sleep included, beside a name for
+that run. While the name is the same, what passed in truth is known to the second, whether or not a process
+ran meanwhile. Pure, but for `this_boot`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from .._values import dataclass
+from .states import CLOCK_GRAIN_S, HORIZON_S
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TIME_NAMESPACE = Path("/proc/self/ns/time")
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A reading of the clock that nobody sets."""
+
+    run: str
+    """Names this run of the machine; the next one has another. Containers of a machine share it."""
+    at: float
+    """Seconds since it began."""
+
+
+ReadBoot = Callable[[], "Boot | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What both clocks said at once."""
+
+    wall: float
+    boot: Boot | None
+    """None where there is no such clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """By how many seconds the wall clock fell behind what passed in truth; what was measured on it is moved
+    along by as much."""
+
+    s: float
+    is_known: bool = True
+    """False where it went back and nobody can tell by how much: then every doubt counts as too old."""
+    went_back_s: float = 0.0
+    """How far it went back on its own face."""
+
+    def __bool__(self) -> bool:
+        return self.s > 0
+
+    def __str__(self) -> str:
+        if self.is_known:
+            return (
+                f"the clock was set back by {self.s:.0f} s; doubts keep their age, and no event gets a time "
+                "in the future"
+            )
+        return (
+            f"the clock shows a time {self.went_back_s:.0f} s before the last that was noted, and for how "
+            "long nobody looked is not known: what Stripe may have is not sent again, and is in doubt"
+        )
+
+
+NO_LAG = Lag(0.0)
+
+
+def look(noted: Moment | None, now: Moment, *, latest: float | None = None) -> tuple[Lag, Moment | None]:
+    """By how much the wall clock fell behind since `noted`, and what is to be noted now, None if nothing.
+
+    Args:
+        latest: The latest time that anybody noted, where nobody looked since; None where somebody did all the
+            time, as in a process that runs. It matters where no clock says what passed.
+    """
+    if noted is None:
+        return NO_LAG, now
+    lag = _lag(noted, now, latest)
+    if lag.s > CLOCK_GRAIN_S:
+        return lag, now
+    if abs(now.wall - noted.wall) <= CLOCK_GRAIN_S and _run(noted) == _run(now):
+        return NO_LAG, None
+    return NO_LAG, _keeping(now, max(lag.s, 0.0))
+
+
+def passed_s(noted: Moment, now: Moment) -> float | None:
+    """The seconds that passed in truth, None where no clock says."""
+    then, here = noted.boot, now.boot
+    if then is None or here is None or then.run != here.run:
+        return None
+    # A clock that nobody sets and that went back all the same is another one.
+    return here.at - then.at if here.at >= then.at - CLOCK_GRAIN_S else None
+
+
+def this_boot() -> Boot | None:
+    """The clock of this machine that nobody sets; None where there is none."""
+    run = _this_run()
+    return None if run is None else Boot(run, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def to_text(moment: Moment) -> str | None:
+    """For a file. With the wall clock's time, so that a note which only that was added to is not believed."""
+    boot = moment.boot
+    return None if boot is None else f"{boot.run} {boot.at!r} {moment.wall!r}"
+
+
+def from_text(wall: str | None, boot: str | None) -> Moment | None:
+    """What was noted, as far as it can be read."""
+    with suppress(ValueError):
+        moment = Moment(float(wall or ""), None)
+        with suppress(ValueError):
+            run, at, then = (boot or "").split()
+            if float(then) == moment.wall:
+                return Moment(moment.wall, Boot(run, float(at)))
+        return moment
+    return None
+
+
+def _lag(noted: Moment, now: Moment, latest: float | None) -> Lag:
+    back = noted.wall - now.wall
+    passed = passed_s(noted, now)
+    if passed is not None:
+        return Lag(passed + back)
+    if latest is None:
+        return Lag(back)
+    # The machine was started anew, or has no such clock. A clock that goes on from where it was is believed.
+    back = max(back, latest - now.wall)
+    return Lag(back + HORIZON_S, False, back) if back > CLOCK_GRAIN_S else Lag(back)
+
+
+def _run(moment: Moment) -> str | None:
+    return None if moment.boot is None else moment.boot.run
+
+
+def _keeping(now: Moment, lag_s: float) -> Moment:
+    """The present, as if a lag too small to move anything were still to come: many small ones add up."""
+    if now.boot is None or lag_s <= 0:
+        return now
+    return Moment(now.wall, Boot(now.boot.run, now.boot.at - lag_s))
+
+
+@lru_cache(maxsize=1)
+def _this_run() -> str | None:
+    """The run's name. A container may be given a clock of its own, and then has a name of its own, too."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    with suppress(OSError):
+        run = _BOOT_ID.read_text(encoding="ascii", errors="replace").strip()[:64]
+        with suppress(OSError):
+            run = f"{run}/{_TIME_NAMESPACE.readlink()}"
+        return "".join(run.split()) or None
+    return None
