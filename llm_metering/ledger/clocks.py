@@ -104,22 +104,34 @@ def this_boot() -> Boot | None:
     return None if run is None else Boot(run, time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
-def to_text(moment: Moment) -> str | None:
-    """For a file. With the wall clock's time, so that a note which only that was added to is not believed."""
-    boot = moment.boot
-    return None if boot is None else f"{boot.run} {boot.at!r} {moment.wall!r}"
+def to_text(moment: Moment, *, wall: float | None = None) -> str:
+    """For a file; perhaps with another time of the wall clock."""
+    at = f"{moment.wall if wall is None else wall!r}"
+    return at if moment.boot is None else f"{at} {moment.boot.run} {moment.boot.at!r}"
 
 
-def from_text(wall: str | None, boot: str | None) -> Moment | None:
-    """What was noted, as far as it can be read."""
+def from_text(text: str | None) -> Moment | None:
+    """What was written, as far as it can be read."""
+    wall, _, boot = (text or "").partition(" ")
     with suppress(ValueError):
-        moment = Moment(float(wall or ""), None)
+        moment = Moment(float(wall), None)
         with suppress(ValueError):
-            run, at, then = (boot or "").split()
-            if float(then) == moment.wall:
-                return Moment(moment.wall, Boot(run, float(at)))
+            run, _, at = boot.rpartition(" ")
+            return Moment(moment.wall, Boot(run, float(at)))
         return moment
     return None
+
+
+def noted(wall: str | None, both: str | None) -> Moment | None:
+    """What was noted. Where an older version noted the wall clock alone, the other is not known."""
+    moment, alone = from_text(both), from_text(wall)
+    return moment if moment is not None and alone is not None and moment.wall == alone.wall else alone
+
+
+def brought_up(moment: Moment, boot: Boot | None) -> float:
+    """What the wall clock would show by now had it gone on from that moment."""
+    here = Moment(moment.wall, boot)
+    return moment.wall + max(passed_s(moment, here) or 0.0, 0.0)
 
 
 def _lag(noted: Moment, now: Moment, latest: float | None) -> Lag:
@@ -154,5 +166,5 @@ def _this_run() -> str | None:
         run = _BOOT_ID.read_text(encoding="ascii", errors="replace").strip()[:64]
         with suppress(OSError):
             run = f"{run}/{_TIME_NAMESPACE.readlink()}"
-        return "".join(run.split()) or None
+        return run or None
     return None

@@ -48,10 +48,7 @@ _UNDELIVERED = (
 _WORK = f"{_UNDELIVERED} OR EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE}) OR EXISTS (SELECT 1 FROM progress)"
 _CLOCK, _BOOT_CLOCK, _EARLIER = "clock", "boot_clock", "clock_before_boot"
 _DOUBTS = "SELECT EXISTS (SELECT 1 FROM meter_event WHERE state IN ('AMBIGUOUS', 'SENDING'))"
-_LATEST = (
-    "SELECT max(coalesce((SELECT max(CAST(value AS REAL)) FROM meta WHERE name IN (?, ?)), 0), "
-    "coalesce((SELECT recorded_at FROM usage ORDER BY seq DESC LIMIT 1), 0))"
-)
+_NEWEST = "SELECT recorded_at FROM usage ORDER BY seq DESC LIMIT 1"
 _GAPS = "gaps"
 _PAUSED = "paused_meters"
 
@@ -303,14 +300,14 @@ class Lane:
             latest: The latest time that is known in the whole folder.
         """
         known = clocks.Moment(now, self._boot())
-        noted = self._noted or clocks.from_text(self.meta(_CLOCK), self.meta(_BOOT_CLOCK))
+        noted = self._noted or clocks.noted(self.meta(_CLOCK), self.meta(_BOOT_CLOCK))
         is_new_run = self._noted is None and noted is not None and clocks.passed_s(noted, known) is None
         lag, moment = clocks.look(noted, known, latest=self._latest(latest) if is_new_run else None)
         if moment is not None:
             with self._transaction():
                 if is_new_run:
                     # For lanes that are taken later: what is noted from here on is on the clock in doubt.
-                    self._set_meta(_EARLIER, repr(latest_known(self.db)))
+                    self._set_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
                 if lag:
                     self.attempts.set_clock_back(lag.s)
                     self._pull_back(now)
@@ -321,7 +318,7 @@ class Lane:
 
     def _latest(self, anywhere: Callable[[], float] | None) -> float:
         """The latest time that is known; elsewhere it is only looked for where a doubt depends on it."""
-        known = latest_known(self.db)
+        known = latest_known(self.db, self._boot())
         (has_doubts,) = self.db.execute(_DOUBTS).fetchone()
         return max(known, anywhere()) if anywhere is not None and has_doubts else known
 
@@ -505,7 +502,12 @@ def has_work(db: sqlite3.Connection) -> bool:
     return bool(work)
 
 
-def latest_known(db: sqlite3.Connection) -> float:
-    """The latest time on the wall clock that this file knows of, 0 if it knows none."""
-    (at,) = db.execute(_LATEST, (_CLOCK, _EARLIER)).fetchone()
-    return float(at)
+def latest_known(db: sqlite3.Connection, boot: clocks.Boot | None) -> float:
+    """The latest time that the wall clock can be held to by what this file knows, 0 if it knows nothing."""
+    notes = dict(
+        db.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (_CLOCK, _EARLIER)).fetchall()
+    )
+    found: list[float] = [float(notes.get(_CLOCK, 0)), *(at for (at,) in db.execute(_NEWEST))]
+    if earlier := clocks.from_text(notes.get(_EARLIER)):
+        found.append(clocks.brought_up(earlier, boot))
+    return max(found)

@@ -279,7 +279,7 @@ class Taker:
         for name in files.lane_names(self._folder):
             path = files.lane_path(self._folder, name)
             with suppress(sqlite3.Error), closing(files.read_lane(path)) as db:
-                latest = max(latest, latest_known(db))
+                latest = max(latest, latest_known(db, self._boot()))
         return latest
 
     # ---- damage

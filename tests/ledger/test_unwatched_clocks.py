@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from llm_metering.ledger import MemoryLedger, SqliteLedger
-from llm_metering.ledger.clocks import Boot, Lag, Moment, from_text, look, this_boot, to_text
+from llm_metering.ledger.clocks import Boot, Lag, Moment, from_text, look, noted, this_boot, to_text
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, progress, totals
 
@@ -268,6 +268,30 @@ def test_it_does_so_even_after_a_process_has_gone_on_in_that_lane(tmp_path):
     patient.close()
 
 
+def test_it_does_so_hours_after_another_process_has_gone_on(tmp_path):
+    """Who only records begins first; who delivers comes when the clock shows a later time again."""
+    machine = Machine(tmp_path / "ledger")
+    machine.start()
+    machine.doubt()
+    other = machine.new_ledger()
+    other.open(now=machine.wall)
+    later = other.lane
+    other.close()
+    machine.ledger.close()
+    machine.pass_(20 * HOUR)
+    machine.reboot()
+    machine.set_back(21 * HOUR)
+    os.utime(machine.folder / f"lane-{later}.db", (2e9, 2e9))
+    service = SqliteLedger(machine.folder, random=lambda: 0.5, adopt_after_s=1e9, boot=machine.boot)
+    service.open(now=machine.wall)
+    assert service.lane == later
+    machine.pass_(3 * HOUR)  # later than anything that was noted
+    machine.start()
+    assert not machine.is_sent_again()
+    assert machine.in_doubt() == 10
+    service.close()
+
+
 def test_a_note_to_which_an_older_version_added_is_not_believed(tmp_path):
     """It wrote the wall clock's time alone: what the other clock said then is not known."""
     machine = Machine(tmp_path / "ledger")
@@ -293,12 +317,12 @@ def moment(wall: float, at: float | None, run: str = "run") -> Moment:
 
 
 def test_many_small_lags_add_up():
-    noted: Moment | None = moment(0.0, 0.0)
+    last: Moment | None = moment(0.0, 0.0)
     lags, wall, up = [], 0.0, 0.0
     for _ in range(10):  # a clock that runs a fifth too slow
         wall, up = wall + 8.0, up + 10.0
-        lag, noted_now = look(noted, moment(wall, up))
-        noted = noted_now or noted
+        lag, now = look(last, moment(wall, up))
+        last = now or last
         lags.append(lag.s)
     assert sum(lags) == pytest.approx(20.0, abs=5.0)
 
@@ -324,10 +348,13 @@ def test_a_boot_clock_that_went_back_says_nothing():
 
 def test_a_moment_is_read_as_it_was_written():
     for each in (moment(1.5, 2.5, "a/b"), moment(1e9 + 1 / 3, None)):
-        assert from_text(repr(each.wall), to_text(each)) == each
-    assert from_text(None, None) is None
-    assert from_text("yesterday", "x") is None
-    assert from_text("5.0", "run 1.0") == Moment(5.0, None)
+        assert from_text(to_text(each)) == each
+        assert noted(repr(each.wall), to_text(each)) == each
+    assert from_text(None) is None
+    assert from_text("yesterday x 1.0") is None
+    assert from_text("5.0 run") == Moment(5.0, None)
+    assert noted(None, to_text(moment(1.0, 2.0))) is None
+    assert noted("2.0", to_text(moment(1.0, 2.0))) == Moment(2.0, None)
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no boot clock")

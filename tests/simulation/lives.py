@@ -83,6 +83,7 @@ class Life:
         self.now = START
         self.skew = 0.0
         self.has_boot_clock = kind != "postgres" and dice.random() < 0.8
+        self.behind: float | None = None
         self.run = 0
         """How often the machine was started anew."""
         self.folder = folder
@@ -228,12 +229,19 @@ class Life:
                 self.kill(process)
         if self.tally.kind == "postgres":
             return  # its clock is its server's
-        back = max(process.back_at for process in self.processes) + self.skew - self.noted() + 2 * HOUR
-        skew = self.dice.choice(
-            (self.skew, self.skew, self.skew - 61.0, max(self.skew, HOUR), self.skew - back)
-        )
+        if self.dice.random() < 0.4:
+            self.behind = self.dice.choice((10.0, HOUR, 3 * DAY))
+            self.say(f"the machine starts anew, {self.behind:.0f} s before the latest time that was noted")
+            return
+        skew = self.dice.choice((self.skew, self.skew - 61.0, max(self.skew, HOUR)))
         self.say(f"the machine starts anew, with its clock changed by {skew - self.skew:+.0f} s")
         self.skew = skew
+
+    def wake_up(self) -> None:
+        """A process begins. The first after a reboot may find a clock that went back, and shows it."""
+        if self.behind is not None:
+            self.skew = min(self.noted() - self.behind - self.now, self.skew)
+            self.behind = None
 
     def noted(self) -> float:
         """The latest time that is noted anywhere."""
