@@ -29,6 +29,7 @@ SIMULATOR = "simulation/test_lives.py::test_whatever_happens_the_promises_hold"
 
 _REQUESTS = "capture/server/test_middleware_requests.py"
 _ENDINGS = "capture/server/test_middleware_endings.py"
+_UNWATCHED = "ledger/test_unwatched_clocks.py"
 _FLEET = "ledger/postgres"
 _FAULTS = "ledger/postgres/test_faults.py"
 
@@ -151,9 +152,38 @@ MUTANTS = (
     Mutant(
         "a clock that goes back makes no doubt younger",
         "ledger/lane.py",
-        "            if back > 0:\n",
-        "            if False:\n",
+        "                if lag:\n",
+        "                if False:\n",
         ("ledger/test_contract.py::test_a_clock_set_back_two_days_does_not_extend_the_22_hours",),
+    ),
+    Mutant(
+        "a clock set back while no process ran makes no doubt younger",
+        "ledger/clocks.py",
+        "        return Lag(passed + back)\n",
+        "        return Lag(back)\n",
+        (
+            f"{_UNWATCHED}::test_a_clock_set_back_while_no_process_ran_does_not_extend_the_22_hours",
+            f"{_UNWATCHED}::test_a_clock_set_back_between_two_turns_of_a_process_that_hung_does_not_either",
+        ),
+    ),
+    Mutant(
+        "a clock that went back during a reboot is not believed",
+        "ledger/clocks.py",
+        "    if latest is None:\n        return Lag(back)\n",
+        "    if True:\n        return Lag(back)\n",
+        (
+            f"{_UNWATCHED}::test_after_a_reboot_a_clock_behind_the_last_that_was_noted_leaves_every_doubt_to_a_person",
+        ),
+    ),
+    Mutant(
+        "nor by who comes later",
+        "ledger/lane.py",
+        "found.append(clocks.brought_up(earlier, boot))",
+        "pass",
+        (
+            f"{_UNWATCHED}::test_it_does_so_even_after_a_process_has_gone_on_in_that_lane",
+            f"{_UNWATCHED}::test_it_does_so_hours_after_another_process_has_gone_on",
+        ),
     ),
     Mutant(
         "a crash leaves a doubt",

@@ -37,7 +37,7 @@ from tests.ledger.conftest import rows as lane_rows
 from tests.ledger.postgres.cluster import Cluster, Place, needed
 from tests.simulation.processes import Died, Process
 from tests.simulation.stripe import DOUBTFUL, REFUSE, TROUBLES, WELL, SimulatedStripe
-from tests.simulation.world import ALL, AT_REST, DAY, HOUR, START, Job, rule
+from tests.simulation.world import ALL, AT_REST, DAY, HOUR, MINUTE, START, Job, rule
 
 Kind = Literal["memory", "sqlite", "postgres"]
 CUSTOMERS = tuple(f"cus_{i}" for i in range(12))
@@ -141,7 +141,7 @@ class Life:
         before, lives, accidents = self.doubtful(), self.lives, self.tally.jumps + self.tally.crashes
         reboots = self.tally.reboots
         # Under way, also by a process that died in the middle of it and is not back yet.
-        begun = {row.event.identifier for row in self.alive().ledger.events(states=("SENDING",), limit=ALL)}
+        begun = {row.event.identifier for row in self.events("SENDING")}
         self.spell(trouble, length)
         if trouble == REFUSE and not self.slow_rate and accidents == self.tally.jumps + self.tally.crashes:
             rule(self.doubtful() - before <= begun, "a refused connection began a doubt")
@@ -220,17 +220,33 @@ class Life:
         if not self.has_boot_clock:
             self.look()
 
+    def stand_still(self) -> None:
+        """Nobody runs for hours, and meanwhile the clock is set back by about as much. Where there is no
+        other clock, and in one that is a server's, nothing would show it."""
+        if self.has_boot_clock and self.stripe.trouble != WELL:
+            for _ in range(3):
+                self.use()
+            self.pass_(MINUTE, 1.0)
+            length = self.dice.uniform(20 * HOUR, 30 * HOUR)
+            self.kill_all(length)
+            self.set_clock(self.skew - length * self.dice.uniform(0.5, 1.1))
+
+    def kill_all(self, down: float = 0.0) -> None:
+        for process in self.processes:
+            if not process.is_down:
+                self.kill(process)
+            process.back_at = max(process.back_at, self.now + down)
+
     def reboot(self) -> None:
         """The machine starts anew: its clock is right, a little late, ahead, or so far back that it shows."""
         self.tally.reboots += 1
         self.run += 1
-        for process in self.processes:
-            if not process.is_down:
-                self.kill(process)
+        self.kill_all()
         if self.tally.kind == "postgres":
             return  # its clock is its server's
         if self.dice.random() < 0.4:
             self.behind = self.dice.choice((10.0, HOUR, 3 * DAY))
+            self.kill_all(self.dice.uniform(20 * HOUR, 30 * HOUR) if self.stripe.trouble != WELL else 0.0)
             self.say(f"the machine starts anew, {self.behind:.0f} s before the latest time that was noted")
             return
         skew = self.dice.choice((self.skew, self.skew - 61.0, max(self.skew, HOUR)))
@@ -393,8 +409,13 @@ class Life:
         return {row.event.identifier for row in self.doubts()}
 
     def doubts(self) -> list[Any]:
-        rows = self.alive().ledger.events(states=("AMBIGUOUS", "IN_DOUBT", "SENDING"), limit=ALL)
+        rows = self.events("AMBIGUOUS", "IN_DOUBT", "SENDING")
         return [row for row in rows if row.first_ambiguous_at is not None]
+
+    def events(self, *states: str) -> Any:
+        """A look at the books begins no process, unless they are a server's."""
+        process = self.alive() if self.tally.kind == "postgres" else self.processes[0]
+        return process.ledger.events(states=states, limit=ALL)
 
     def alive(self) -> Process:
         for process in self.processes:
@@ -478,8 +499,8 @@ class Life:
 
 
 _ACCIDENTS: tuple[Callable[[Life], None], ...] = (
-    Life.use, Life.use, Life.crash, Life.jump, Life.jump, Life.reboot, Life.delete_a_customer,
-    Life.restore_customers, Life.switch_meter, Life.switch_key,
+    Life.use, Life.use, Life.crash, Life.jump, Life.jump, Life.stand_still, Life.reboot,
+    Life.delete_a_customer, Life.restore_customers, Life.switch_meter, Life.switch_key,
 )  # fmt: skip
 
 

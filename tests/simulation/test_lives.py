@@ -35,6 +35,7 @@ def test_whatever_happens_the_promises_hold() -> None:
     assert states["DEAD"] > 10
     assert sum(t.crashes for t in tallies) > 100
     assert sum(t.jumps for t in tallies) > 50
+    assert sum(t.reboots for t in tallies) > 50
     assert sum(t.checks for t in tallies) > 1000
     assert {t.kind for t in tallies} == {"memory", "sqlite"}
 

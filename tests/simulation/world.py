@@ -21,6 +21,7 @@ from llm_metering.usage import Usage, UsageRecord
 T = TypeVar("T")
 
 START = 1_750_000_020.0
+MINUTE = 60.0
 HOUR = 3600.0
 DAY = 24 * HOUR
 METERS = checked_meters(None)
