@@ -102,7 +102,7 @@ class Metering:
             now=now,
         )
         self._lock = Lock()
-        self._started = False
+        self.is_started = False
         self._stopped = False
         self._starting: Thread | None = None
         self._retry_start_at = 0.0
@@ -111,10 +111,6 @@ class Metering:
         atexit.register(_at_exit, ref(self))
 
     # Life.
-
-    @property
-    def is_started(self) -> bool:
-        return self._started
 
     def has_room(self) -> bool:
         """Whether more usage can be taken: the disk is well and not full, and not too much waits for it."""
@@ -128,7 +124,7 @@ class Metering:
             AccountMismatch: The ledger belongs to another Stripe account than the key.
         """
         with self._lock:
-            if not self._started:
+            if not self.is_started:
                 self._begin()
 
     def _begin(self) -> None:
@@ -139,7 +135,7 @@ class Metering:
             self._flusher.start()
         else:
             self._handover.start()
-        self._started = True
+        self.is_started = True
         self._stopped = False
 
     def start_soon(self) -> None:
@@ -148,7 +144,7 @@ class Metering:
         Does nothing after `stop`: what is recorded then is committed before recording returns, and is
         delivered by the next process.
         """
-        if self._started or self._stopped or (self._starting is not None and self._starting.is_alive()):
+        if self.is_started or self._stopped or (self._starting is not None and self._starting.is_alive()):
             return
         if time.monotonic() < self._retry_start_at:
             return
@@ -162,14 +158,14 @@ class Metering:
         What is not delivered stays in the ledger; the next process delivers it. Recording goes on working.
         """
         with self._lock:
-            if not self._started:
+            if not self.is_started:
                 # A start that is on its way, but has not come so far, must not begin after this.
                 self._stopped = self._stopped or self._starting is not None
                 self._writer.stop(self.settings.drain_s)
                 return
             self.recorder.stop_draining(self.settings.drain_s)
             self._counter.settle(self.settings.drain_s)
-            self._started = False
+            self.is_started = False
             self._stopped = True
             self._retry_start_at = 0.0
             self._flusher.stop(self.settings.drain_s)
@@ -204,7 +200,7 @@ class Metering:
         Call it from a thread where an event loop must not wait for the disk, as `health_endpoint` does.
         """
         reasons = []
-        if not self._started:
+        if not self.is_started:
             reasons.append("metering is stopped" if self._stopped else "metering has not started")
         if problem := self._writer.problem:
             reasons.append(f"usage cannot be written: {problem}")
@@ -413,7 +409,7 @@ class Metering:
     def _try_start(self) -> None:
         try:
             with self._lock:
-                if not (self._started or self._stopped):
+                if not (self.is_started or self._stopped):
                     self._begin()
         except MeteringError as exc:
             self.telemetry.alarm("metering.start_failed", str(exc))
@@ -444,7 +440,7 @@ class Metering:
         """Forget the parent's life; called by itself in a forked child, which starts its own when needed."""
         self._lock = Lock()
         self._counter.after_fork()
-        self._started = False
+        self.is_started = False
         self._starting = None
         self._retry_start_at = 0.0
 

@@ -373,7 +373,7 @@ MUTANTS = (
     Mutant(
         "a forked process begins with nobody's context",
         "capture/context.py",
-        "    _current.set(None)",
+        "    CURRENT.set(None)",
         "    pass",
         ("homes/test_homes.py::test_a_forked_pool_does_not_bill_whoever_started_it",),
     ),

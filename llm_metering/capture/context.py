@@ -1,7 +1,8 @@
 """The request's context: who is billed, what for, and which answers have been counted.
 
-The context variable holds one mutable `Scope` a request, set by the outermost layer. Threads and tasks copy
-the context but share that object, so what an endpoint counts the middleware sees.
+The context variable holds one mutable object a request, set by the outermost layer. Threads and tasks copy
+the context but share that object, so what an endpoint counts the middleware sees. Most requests count
+nothing: what the middleware sets is a `Request`, which makes its `Scope` when anything asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from weakref import ref
 from ..protocols import Ticket
 from ..usage import NOTHING, Reading, Surface, UsageRecord
 
-_current: ContextVar[Scope | None] = ContextVar("llm_metering_scope", default=None)
+CURRENT: ContextVar[Scope | Request | None] = ContextVar("llm_metering_scope", default=None)
+"""What this task or thread is in; `current` reads it."""
 
 _MAX_KEYS = 4096
 
@@ -104,8 +106,8 @@ class Scope:
     """Named by `bind` or `bound`."""
     resolved: str | None = None
     """Named by the resolver."""
-    outer: Scope | None = None
-    """The scope round this one, whosever it is."""
+    outer: Scope | Request | None = None
+    """What is round this one, whosever it is."""
     tickets: list[Ticket] | None = None
     """Records of this request that may not be committed yet (kept by the outermost scope)."""
     parked: list[UsageRecord] | None = None
@@ -245,6 +247,41 @@ class Scope:
         return self.recorded > self.embedded
 
 
+class Request:
+    """One request that is served, until anything in it asks for its scope.
+
+    One is made for every request, so it has no `__init__`: the middleware sets what it needs, for half the
+    price.
+    """
+
+    __slots__ = ("asgi", "made", "over", "owner", "token")
+
+    asgi: MutableMapping[str, Any]
+    owner: object
+    """The recorder it belongs to."""
+    made: list[Scope]
+    """Its scope, once it was asked for."""
+    over: bool
+    """Whether it has ended: a scope that is made afterwards is closed."""
+    token: Token[Scope | Request | None]
+
+    @property
+    def outer(self) -> Scope | Request | None:
+        return _old_value(self.token)
+
+    def scope(self) -> Scope:
+        """Its one scope, whichever thread asks first."""
+        made = self.made
+        if not made:
+            fresh = Scope(asgi=self.asgi, owner=self.owner)
+            fresh.outer = self.outer
+            # Of two that come at once the first is everybody's. No lock, which a signal might find held.
+            made.append(fresh)
+            if self.over:
+                made[0].closed = True
+        return made[0]
+
+
 def current(owner: object | None = None) -> Scope | None:
     """The scope that this task or thread is in.
 
@@ -252,12 +289,11 @@ def current(owner: object | None = None) -> Scope | None:
         owner: A recorder: the innermost scope that is not another's, where two `Metering` objects share
             a process.
     """
-    scope = _current.get()
-    if owner is None:
-        return scope
-    while scope is not None and scope.owner is not None and scope.owner is not owner:
-        scope = scope.outer
-    return scope
+    found = CURRENT.get()
+    if owner is not None:
+        while found is not None and found.owner is not None and found.owner is not owner:
+            found = found.outer
+    return found.scope() if isinstance(found, Request) else found
 
 
 @contextmanager
@@ -270,19 +306,24 @@ def entered(scope: Scope) -> Iterator[Scope]:
         leave(scope, token)
 
 
-def enter(scope: Scope) -> Token[Scope | None]:
+def enter(scope: Scope) -> Token[Scope | Request | None]:
     """Make `scope` the current one, until `leave` is called with the token in the same task."""
-    token = _current.set(scope)
-    if token.old_value is not Token.MISSING:
-        scope.outer = token.old_value
+    token = CURRENT.set(scope)
+    if (outer := _old_value(token)) is not None:
+        scope.outer = outer
     return token
 
 
-def leave(scope: Scope, token: Token[Scope | None]) -> None:
+def _old_value(token: Token[Scope | Request | None]) -> Scope | Request | None:
+    old = token.old_value
+    return None if old is Token.MISSING else old
+
+
+def leave(scope: Scope, token: Token[Scope | Request | None]) -> None:
     """Leave the context as found. Records made in `scope` from now on no longer wait for a customer."""
     scope.closed = True
     try:
-        _current.reset(token)
+        CURRENT.reset(token)
     except ValueError:
         # A generator that is closed from another task leaves from a context that it never entered.
         return
@@ -291,7 +332,7 @@ def leave(scope: Scope, token: Token[Scope | None]) -> None:
 def _forget() -> None:
     """In a forked child: it begins with nobody's context. A worker of a process pool lives on after the
     request in which it happened to be started, and would bill everything to that customer."""
-    _current.set(None)
+    CURRENT.set(None)
 
 
 if hasattr(os, "register_at_fork"):

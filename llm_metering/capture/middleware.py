@@ -13,14 +13,14 @@ from ..errors import ConfigurationError
 from . import context
 from .answers import LAST, AppAnswer
 from .capacity import Capacity, turn_away
-from .context import Scope, is_on_disk
+from .context import CURRENT, Request, is_on_disk
 from .conversations import Conversation
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
 from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
 from .waiting import coroutine_marker
 
 if TYPE_CHECKING:
-    from contextvars import Token
+    from .context import Scope
 
 
 class MeteringMiddleware:
@@ -64,8 +64,8 @@ class MeteringMiddleware:
         self._home = metering
         self._recorder = metering.recorder
         self._reads = read_answers
-        self._is_metered = path_matcher(paths)
-        self._is_public = path_matcher(public_paths, name="public_paths")
+        self._ends, self._is_metered = path_matcher(paths)
+        _, self._is_public = path_matcher(public_paths, name="public_paths")
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability == "commit"
         self._capacity = Capacity(metering)
@@ -78,6 +78,40 @@ class MeteringMiddleware:
         self._key = f"llm_metering.{id(self._recorder):x}"
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        # A request whose answer is not read needs a context and little more, as long as nothing in it uses
+        # anything. It passes here, by as few steps as there can be, and everything else by `_serve`.
+        if (
+            scope["type"] != "http"
+            or self._key in scope
+            or "state" not in scope
+            or (scope["method"] == "POST" and scope["path"].endswith(self._ends))
+            or not self._home.is_started
+            or (self._shapes and not self._has_room())
+            or self._rejects
+        ):
+            await self._serve(scope, receive, send)
+            return
+        request = scope[self._key] = _Request()
+        request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
+        if self._holds:
+            request.middleware, request.send = self, send
+            send = request.pass_on
+        request.token = CURRENT.set(request)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            request.over = True
+            if request.made:
+                await self._leave(request, is_read=False)
+            else:
+                # What `_leave` does, without the calls.
+                scope.pop(self._key, None)
+                try:  # noqa: SIM105  (as long as nothing is raised this costs nothing)
+                    CURRENT.reset(request.token)
+                except ValueError:
+                    pass
+
+    async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             await self._other(scope, receive, send)
@@ -98,18 +132,19 @@ class MeteringMiddleware:
         if "state" not in scope:
             # Made here, so that inner layers share it even where one of them copies the scope.
             scope["state"] = {}
-        request = scope[self._key] = _Request(scope, self._recorder)
+        request = scope[self._key] = _Request()
+        request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
+        request.token = CURRENT.set(request)
         answer = conversation = None
-        if reads:
-            answer, receive, send = self._reading(request, receive, send)
-        elif self._holds or kind == "websocket":
-            request.middleware, request.send = self, send
-            send = request.pass_on
-            if kind == "websocket" and self._reads:
-                conversation, send = self._conversing(request, send)
-        token = context.enter(request)
         try:
-            if self._rejects and not await self._is_admitted(request, scope):
+            if reads:
+                answer, receive, send = self._reading(request.scope(), receive, send)
+            elif self._holds or kind == "websocket":
+                request.middleware, request.send = self, send
+                send = request.pass_on
+                if kind == "websocket" and self._reads:
+                    conversation, send = self._conversing(request.scope(), send)
+            if self._rejects and not await self._is_admitted(request.scope(), scope):
                 await _reject(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
@@ -118,16 +153,8 @@ class MeteringMiddleware:
                 answer.finish(complete=False)
             if conversation is not None:
                 conversation.close()
-            if not request.recorded and not request.opened:
-                context.leave(request, token)
-                scope.pop(self._key, None)
-            else:
-                if answer is None:
-                    self._capacity.learn(scope["path"])
-                if request.parked or request.opened or self._recorder.naming.needs_waiting(request):
-                    await self._end(request, token, scope)
-                else:
-                    self._close(request, token, scope)
+            request.over = True
+            await self._leave(request, is_read=answer is not None)
 
     async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -178,8 +205,9 @@ class MeteringMiddleware:
         conversation = Conversation(self._recorder, request)
         return conversation, self._marked(conversation.watching(send))
 
-    async def _nested(self, outer: Scope, scope: ASGIScope, receive: Receive, send: Send) -> None:
+    async def _nested(self, request: Request, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Inside another middleware of the same `Metering`: one request, one context."""
+        outer = request.scope()
         # The innermost view knows most: authentication may stand between the two.
         outer.asgi = scope
         is_new = self._reads and not outer.is_read
@@ -225,21 +253,33 @@ class MeteringMiddleware:
         with move_on_after(within_s):
             await self._recorder.settle(request)
 
-    async def _end(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
-        """However the request ended: name the customer of what was used, and leave what is still open."""
+    async def _leave(self, request: Request, *, is_read: bool) -> None:
+        """The end of a request, however it ended."""
+        used = request.scope()
+        if used.recorded or used.opened:
+            if not is_read:
+                self._capacity.learn(request.asgi["path"])
+            if used.parked or used.opened or self._recorder.naming.needs_waiting(used):
+                await self._end(request)
+                return
+        self._close(request)
+
+    async def _end(self, request: Request) -> None:
+        """Name the customer of what was used, and leave what is still open."""
         try:
             # What is still being counted, or read, asks for its customer when nobody can wait any more.
-            await self._name_customer(request)
+            await self._name_customer(request.scope())
         finally:
-            self._close(request, token, scope)
+            self._close(request)
 
-    def _close(self, request: Scope, token: Token[Scope | None], scope: ASGIScope) -> None:
-        context.leave(request, token)
-        scope.pop(self._key, None)
+    def _close(self, request: Request) -> None:
+        used = request.scope()
+        context.leave(used, request.token)
+        request.asgi.pop(self._key, None)
         # Another thread may have put something aside until this very moment.
-        self._recorder.release(request)
-        if request.opened:
-            for stream in request.streams:
+        self._recorder.release(used)
+        if used.opened:
+            for stream in used.streams:
                 stream.leave_progress()
 
     async def _name_customer(self, request: Scope) -> None:
@@ -271,24 +311,21 @@ class MeteringMiddleware:
             self._home.telemetry.failure("metering.start", exc)
 
 
-class _Request(Scope):
-    """The context of one HTTP request or websocket, and the way of its messages where nothing is read."""
+class _Request(Request):
+    """One HTTP request or websocket, and the way of its messages where nothing is read."""
+
+    __slots__ = ("middleware", "send")
 
     middleware: MeteringMiddleware
     send: Send
-
-    def __init__(self, asgi: ASGIScope, owner: object) -> None:
-        # One is made for every request: what `Scope` would set besides stands on the class.
-        self.asgi = asgi
-        self.owner = owner
 
     def pass_on(self, message: Message) -> Awaitable[None]:
         """Send a message; only a last one, of a request that used something, may have to wait.
 
         Not a coroutine of its own: where nothing is recorded it costs no more than a look.
         """
-        if self.recorded:
-            return self.middleware.send_recorded(self, self.send, message)
+        if self.made and self.made[0].recorded:
+            return self.middleware.send_recorded(self.made[0], self.send, message)
         return self.send(message)
 
 

@@ -26,8 +26,12 @@ DEFAULT_PUBLIC_PATHS = ("*/health", "*/healthz", "*/live", "*/livez", "*/ready",
 """Paths that are served without a customer even where a missing one is rejected: probes of the platform."""
 
 
-def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[str], bool]:
-    """A quick test whether a path matches one of `patterns`.
+def path_matcher(
+    patterns: Sequence[str], *, name: str = "paths"
+) -> tuple[tuple[str, ...], Callable[[str], bool]]:
+    """What every path that matches one of `patterns` ends with, and the test whether one does.
+
+    Most paths end with nothing of the kind, and the caller can tell without a call of ours.
 
     Raises:
         ConfigurationError: A pattern is not a path.
@@ -46,7 +50,7 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
     ends = (*suffixes, *map(_plain_end, others), "/")
 
     def matches(path: str) -> bool:
-        # The common case is one call: a path that matches nothing. A trailing slash is the same route.
+        # A trailing slash is the same route.
         return path.endswith(ends) and (path.endswith(suffixes) or _is_other(path))
 
     def _is_other(path: str) -> bool:
@@ -55,7 +59,7 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
         plain = path.rstrip("/")
         return plain != path and (plain.endswith(suffixes) or (wild is not None and wild(plain) is not None))
 
-    return matches
+    return ends, matches
 
 
 def _plain_end(pattern: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_metering.capture.context import Scope, Sightings, current, enter, entered, leave
+from llm_metering.capture.context import CURRENT, Request, Scope, Sightings, current, enter, entered, leave
 
 SURFACES = ("client", "decorator", "middleware", "record")
 
@@ -189,3 +189,52 @@ def test_sightings_without_end_are_forgotten_oldest_first():
     assert not seen.is_new("chat:19999", "decorator")
     assert seen.is_new("chat:0", "decorator")
     assert len(seen._seen) <= 4097
+
+
+def begun(owner: Any = None) -> Request:
+    """A request as the middleware begins it."""
+    request = Request()
+    request.asgi, request.owner, request.made, request.over = {}, owner, [], False
+    request.token = CURRENT.set(request)
+    return request
+
+
+def test_a_request_has_one_scope_whichever_threads_ask_first():
+    for _ in range(50):
+        request = begun()
+        barrier = threading.Barrier(4)
+        found: list[Any] = []
+
+        def ask(request: Any = request, barrier: Any = barrier, found: Any = found) -> None:
+            barrier.wait()
+            found.append(request.scope())
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        CURRENT.reset(request.token)
+        assert len({id(scope) for scope in found}) == 1
+        assert found[0].asgi is request.asgi
+        assert not found[0].closed
+
+
+def test_a_scope_that_is_first_asked_for_after_the_request_is_closed():
+    request = begun()
+    request.over = True
+    assert current().closed
+    CURRENT.reset(request.token)
+
+
+def test_a_request_of_one_recorder_is_looked_through_by_another():
+    mine, theirs = object(), object()
+    outer = begun(mine)
+    inner = begun(theirs)
+    assert current(mine) is outer.scope()
+    assert not inner.made
+    assert current(theirs) is inner.scope()
+    assert inner.scope().outer is outer
+    assert current(object()) is None
+    CURRENT.reset(inner.token)
+    CURRENT.reset(outer.token)

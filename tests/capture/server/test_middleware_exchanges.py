@@ -33,7 +33,7 @@ def exchanges(provider: str) -> list[dict[str, Any]]:
     file = SHARED / "exchanges" / f"{provider}.jsonl"
     if not file.exists():
         pytest.skip(f"{file} is missing; set LLM_METERING_SHARED to where exchanges/ is")
-    matches = path_matcher(DEFAULT_PATHS)
+    _, matches = path_matcher(DEFAULT_PATHS)
     return [
         e for line in file.read_text().splitlines() if matches((e := json.loads(line))["path"].split("?")[0])
     ]
