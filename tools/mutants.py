@@ -371,6 +371,22 @@ MUTANTS = (
         (f"{_FLEET}/test_rates.py::test_what_one_was_told_all_read_with_their_next_claim",),
     ),
     Mutant(
+        "standing still: what was claimed before counts from the claim",
+        "senders/threads.py",
+        "            self._turn_at = time.time()\n",
+        "            pass\n",
+        (
+            "senders/test_threads.py::test_what_a_process_claimed_before_it_was_stopped_is_not_sent_a_day_later",
+        ),
+    ),
+    Mutant(
+        "standing still: a connection that was made since begins nothing",
+        "senders/connection.py",
+        "if time.time() > _last_moment.get():",
+        "if False:",
+        ("senders/test_stripe_v1.py::test_a_process_stopped_while_it_connects_sends_nothing_once_too_late",),
+    ),
+    Mutant(
         "a forked process begins with nobody's context",
         "capture/context.py",
         "    CURRENT.set(None)",

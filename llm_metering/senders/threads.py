@@ -5,6 +5,7 @@ The flusher hands in jobs and collects what became of them; it alone touches the
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 import time
@@ -17,6 +18,7 @@ from .._redact import one_line
 from .._values import dataclass
 from ..protocols import Claim, Outcome, Sender, Telemetry
 from ..usage import MeterEvent
+from .connection import no_byte_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Ended:
 
 
 _Job = tuple[tuple[Claim, ...], float]
-"""The events of one request, and when they were handed in."""
+"""The events of one request, and a time before they were claimed."""
 
 
 class SendingThreads:
@@ -63,8 +65,9 @@ class SendingThreads:
     """How long results are gathered before the flusher wakes, so that it commits many in one go."""
     IDLE_S = 30.0
     TOO_LATE_S = 3600.0
-    """A job that waited for so long, as in a machine that was suspended, is not begun any more: its events
-    may be older by now than Stripe remembers. It is half of what the ledger's horizon keeps in hand."""
+    """What was claimed so long ago is not sent any more, as where the process was stopped or the machine
+    suspended: another worker may have sent it meanwhile, and Stripe may have forgotten that. It is half of
+    what the ledger's horizon keeps in hand."""
 
     def __init__(self, sender: Sender, limit: int, telemetry: Telemetry) -> None:
         self._sender = sender
@@ -77,18 +80,20 @@ class SendingThreads:
         self._threads = 0
         self._under_way = 0
         self._woken = False
+        self._turn_at: float | None = None
 
     def submit(self, claims: Sequence[Claim]) -> None:
         """One request with these claims; with none it is a `check`. Never blocks."""
         with self._changed:
             self._under_way += 1
-            self._jobs.put((tuple(claims), time.time()))
+            self._jobs.put((tuple(claims), time.time() if self._turn_at is None else self._turn_at))
             if not self._threads:
                 self._spawn()
 
     def collect(self) -> list[Ended]:
-        """What has ended since the last call."""
+        """What has ended since the last call. What is claimed and submitted after it counts from here on."""
         with self._changed:
+            self._turn_at = time.time()
             ended = list(self._ended)
             self._ended.clear()
             return ended
@@ -158,31 +163,35 @@ class SendingThreads:
                 with self._changed:
                     self._threads -= 1
                 return
-            claims, _ = job
+            claims, claimed_at = job
             if self._is_too_late(job):
                 self._tell(_not_begun(claims))
             elif claims and self._begin is not None:
-                self._side_by_side(self._begin, claims)
+                self._side_by_side(self._begin, job)
             else:
-                self._tell(Ended(claims, self._outcomes(claims)))
+                with no_byte_after(claimed_at + self.TOO_LATE_S if claims else math.inf):
+                    outcomes = self._outcomes(claims)
+                self._tell(Ended(claims, outcomes))
 
-    def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: tuple[Claim, ...]) -> None:
+    def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: _Job) -> None:
         """This job, and others that wait, over connections of their own."""
         waiting: dict[int, tuple[tuple[Claim, ...], Begun]] = {}
         slow_at = time.monotonic() + self.SLOW_S
-        more: tuple[Claim, ...] | None = job
+        more: _Job | None = job
         while more is not None:
-            begun = self._begun(begin, more[0].event)
+            claims, claimed_at = more
+            with no_byte_after(claimed_at + self.TOO_LATE_S):
+                begun = self._begun(begin, claims[0].event)
             if begun.fileno < 0:
-                self._tell(Ended(more, (begun.end(),)))
+                self._tell(Ended(claims, (begun.end(),)))
             else:
-                waiting[begun.fileno] = more, begun
+                waiting[begun.fileno] = claims, begun
             is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
             more = self._another() if is_time else None
         if waiting:
             self._read(waiting)
 
-    def _another(self) -> tuple[Claim, ...] | None:
+    def _another(self) -> _Job | None:
         """Another event to be sent, None if none waits."""
         while True:
             try:
@@ -193,13 +202,13 @@ class SendingThreads:
                 self._jobs.put(job)  # a check, or the word to end: not now
                 return None
             if not self._is_too_late(job):
-                return job[0]
+                return job
             self._tell(_not_begun(job[0]))
 
     def _is_too_late(self, job: _Job) -> bool:
-        claims, submitted_at = job
+        claims, claimed_at = job
         # By the wall clock: the other may have stood still with the machine.
-        return bool(claims) and time.time() - submitted_at > self.TOO_LATE_S
+        return bool(claims) and time.time() - claimed_at > self.TOO_LATE_S
 
     def _read(self, waiting: dict[int, tuple[tuple[Claim, ...], Begun]]) -> None:
         """Read the answers in the order in which they come."""

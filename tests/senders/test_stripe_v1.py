@@ -700,3 +700,24 @@ StripeSender("sk_test_x", api_base={server.url!r}).send(
         time.sleep(0.01)
     assert server.partial[0].startswith(b"POST /v1/billing/meter_events")
     assert not server.requests
+
+
+def test_a_process_stopped_while_it_connects_sends_nothing_once_too_late(
+    server: Any, sender: StripeSender, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is new, so that only the clock can tell."""
+    until = time.time() + 60
+    dial = connections.Connection._dial
+
+    def stopped(self: Any, deadline: float) -> Any:
+        sock = dial(self, deadline)
+        monkeypatch.setattr("llm_metering.senders.connection.time.time", lambda: until + 1)
+        return sock
+
+    monkeypatch.setattr(connections.Connection, "_dial", stopped)
+    with connections.no_byte_after(until):
+        outcome = send(sender, raw.meter_event())
+    assert (outcome.kind, outcome.status) == ("not_sent", None)
+    assert server.requests == []
+    outcome = send(sender, raw.meter_event())
+    assert outcome.kind == "accepted"

@@ -245,3 +245,21 @@ def test_what_waited_through_a_suspended_machine_is_not_sent_any_more(
     first, second = gather(sending, 2)
     assert [o.kind for o in first.outcomes] == ["accepted"]
     assert [o.kind for o in second.outcomes] == kinds
+
+
+def test_what_a_process_claimed_before_it_was_stopped_is_not_sent_a_day_later(
+    make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still between its claim and handing the event in; another may have sent it meanwhile."""
+    sender = MemorySender()
+    sending = make(sender)
+    sending.collect()  # a turn begins, and claims
+    later = time.time() + 86_400
+    monkeypatch.setattr("llm_metering.senders.threads.time.time", lambda: later)
+    sending.submit([claim(1)])
+    (ended,) = gather(sending, 1)
+    assert [o.kind for o in ended.outcomes] == ["not_sent"]
+    assert not sender.accepted
+    sending.submit([claim(2)])
+    (ended,) = gather(sending, 1)
+    assert [o.kind for o in ended.outcomes] == ["accepted"], "of the next turn"

@@ -203,6 +203,79 @@ def test_a_worker_stopped_past_its_lease_and_continued_changes_nothing(hire, pla
         zombie.stdout.close()
 
 
+STANDS_STILL = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[3])
+from llm_metering import MemorySender
+from llm_metering.flusher import Flusher
+from llm_metering.ledger import Writer
+from llm_metering.ledger.postgres import PostgresLedger
+from llm_metering.senders.threads import SendingThreads
+from llm_metering.settings import Settings
+from llm_metering.telemetry import LogTelemetry
+
+class Stopped(PostgresLedger):
+    def claim(self, **more):
+        claims = super().claim(**more)
+        if claims:
+            print("claimed", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            print("goes on", flush=True)
+        return claims
+
+SendingThreads.TOO_LATE_S = float(sys.argv[4])
+telemetry = LogTelemetry()
+ledger = Stopped(sys.argv[1], schema=sys.argv[2], hold_s=1)
+writer = Writer(ledger, lines_of=lambda _: (), telemetry=telemetry)
+writer.start()
+sender = MemorySender()
+flusher = Flusher(writer, sender, Settings(flush_every_s=0.2), telemetry)
+flusher.start()
+deadline = time.monotonic() + 30
+while "delivery.fenced" not in telemetry.snapshot() and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(f"sent {len(sender.accepted)}", flush=True)
+flusher.stop()
+writer.stop()
+"""
+
+
+@pytest.mark.parametrize(("too_late_s", "sent"), [(0.5, "sent 0"), (3600, "sent 1")])
+def test_a_worker_that_stood_still_after_its_claim_sends_nothing_that_may_be_forgotten(
+    hire, place, stripe, too_late_s, sent
+):
+    """Stopped for real between the claim and the call, with a day that lasts half a second."""
+    pod = hire(clock="server")
+    used(pod, 1, now=time.time() - 2 * BUCKET)
+    pod.freeze(now=time.time(), bucket_s=BUCKET)
+    pod.close()
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", STANDS_STILL, place.url, place.schema, str(ROOT), str(too_late_s)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stopped.stdout is not None
+    try:
+        assert stopped.stdout.readline() == "claimed\n"
+        worker = hire(clock="server", now=time.time())
+        taken: list[Any] = []
+        deadline = time.monotonic() + 30
+        while not taken:
+            assert time.monotonic() < deadline
+            worker.maintain(now=time.time())
+            taken = worker.claim(now=time.time(), limit=1)
+            time.sleep(0.05)
+        assert worker.finish(taken[0], stripe.send(taken[0]), now=time.time()).after == "ACCEPTED"
+        os.kill(stopped.pid, signal.SIGCONT)
+        said, _ = stopped.communicate(timeout=60)
+        assert said.splitlines() == ["goes on", sent]
+        assert totals(worker)["accepted"] == 1
+    finally:
+        stopped.kill()
+        stopped.wait()
+        stopped.stdout.close()
+
+
 # ---- streams
 
 
