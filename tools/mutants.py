@@ -382,7 +382,7 @@ MUTANTS = (
     Mutant(
         "standing still: a connection that was made since begins nothing",
         "senders/connection.py",
-        "if time.time() > _last_moment.get():",
+        "if time.time() > last_moment.get():",
         "if False:",
         ("senders/test_stripe_v1.py::test_a_process_stopped_while_it_connects_sends_nothing_once_too_late",),
     ),

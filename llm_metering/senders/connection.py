@@ -7,13 +7,10 @@ says whether the first byte went out, which is what decides between "surely not"
 from __future__ import annotations
 
 import base64
-import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import field
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -21,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from .._redact import mask
 from .._values import dataclass
 from ..errors import ConfigurationError
+from .threads import last_moment
 
 if TYPE_CHECKING:
     import socket
@@ -31,20 +29,6 @@ MAX_BODY_BYTES = 1024 * 1024
 _AT_LEAST_S = 0.05
 MAX_IDLE_S = 20.0
 """A connection idle for longer is not used again: balancers and NATs drop such ones without a word."""
-
-
-_last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
-
-
-@contextmanager
-def no_byte_after(at: float) -> Iterator[None]:
-    """No request begins in here after this time of the wall clock. It is looked at once the connection
-    stands: one that outlives a process that is stopped there has long been closed by the other side."""
-    token = _last_moment.set(at)
-    try:
-        yield
-    finally:
-        _last_moment.reset(token)
 
 
 class NoAnswer(Exception):
@@ -208,7 +192,7 @@ class Connection:
 
     def _write(self, request: bytes, deadline: float, halfway: Callable[[], object] | None) -> None:
         sock = self._open_socket()
-        if time.time() > _last_moment.get():
+        if time.time() > last_moment.get():
             self.close()
             raise NoAnswer(False, TimeoutError("it waited too long to be sent, as in a stopped process"))
         # A plain socket that refuses the first write has taken nothing. Under TLS that is not as plain.

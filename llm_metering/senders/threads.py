@@ -10,7 +10,9 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 
 from .._failpoints import failpoint
@@ -18,7 +20,6 @@ from .._redact import one_line
 from .._values import dataclass
 from ..protocols import Claim, Outcome, Sender, Telemetry
 from ..usage import MeterEvent
-from .connection import no_byte_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,20 @@ class Ended:
 
     claims: tuple[Claim, ...]
     outcomes: tuple[Outcome, ...]
+
+
+last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
+
+
+@contextmanager
+def no_byte_after(at: float) -> Iterator[None]:
+    """No request begins in here after this time of the wall clock. It is looked at once the connection
+    stands: one that outlives a process that is stopped there has long been closed by the other side."""
+    token = last_moment.set(at)
+    try:
+        yield
+    finally:
+        last_moment.reset(token)
 
 
 _Job = tuple[tuple[Claim, ...], float]

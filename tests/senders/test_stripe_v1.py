@@ -20,6 +20,7 @@ from llm_metering.errors import ConfigurationError
 from llm_metering.protocols import Outcome, OutcomeKind
 from llm_metering.senders import connection as connections
 from llm_metering.senders.stripe_v1 import STRIPE_VERSION, StripeSender, form_of
+from llm_metering.senders.threads import no_byte_after
 from llm_metering.usage import MeterEvent
 
 Raw = SimpleNamespace
@@ -715,7 +716,7 @@ def test_a_process_stopped_while_it_connects_sends_nothing_once_too_late(
         return sock
 
     monkeypatch.setattr(connections.Connection, "_dial", stopped)
-    with connections.no_byte_after(until):
+    with no_byte_after(until):
         outcome = send(sender, raw.meter_event())
     assert (outcome.kind, outcome.status) == ("not_sent", None)
     assert server.requests == []
