@@ -146,7 +146,7 @@ class Carrier:
     def _wait(self, scope: context.Scope) -> None:
         """A task that is over has its usage on disk, as a response has."""
         settings = self._home.settings
-        if settings.durability != "commit":
+        if settings.durability == "memory":
             return
         ends_at = monotonic() + settings.commit_timeout_s
         try:

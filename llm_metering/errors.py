@@ -6,6 +6,7 @@ MeteringError
 │   └── AccountMismatch         the ledger belongs to another Stripe account or mode than the key
 ├── LedgerError                 the ledger cannot be opened, read or written
 │   ├── LedgerInUse             another process holds this lane
+│   ├── LedgerUnreachable       the database cannot be reached, or the connection to it was lost
 │   └── LedgerFull              there is no room for more usage; what is there is safe
 ├── UnreadableResponse          no usage could be read, and the caller asked to be told
 ├── StripeUnavailable           Stripe did not give what was asked for; nothing was changed
@@ -50,6 +51,10 @@ class LedgerError(MeteringError):
 
 class LedgerInUse(LedgerError):
     """Another process holds this lane of the ledger."""
+
+
+class LedgerUnreachable(LedgerError):
+    """The ledger's database cannot be reached, or the connection was lost. What was to be written may be."""
 
 
 class LedgerFull(LedgerError):

@@ -37,6 +37,10 @@ class Health:
     """Where the ledger is; None where it is on no disk."""
     counters: Mapping[str, int]
     """What was counted since the process began, by name."""
+    unforwarded_records: int | None = None
+    """On this host's disk, and not in PostgreSQL yet; None where nothing is forwarded."""
+    unforwarded_age_s: float | None = None
+    """Age of the oldest of them."""
 
 
 class Watched(Protocol):
@@ -90,6 +94,8 @@ def document(health: Health) -> dict[str, Any]:
         "oldest_pending_age_s": health.oldest_pending_age_s,
         "paused": None if health.paused is None else one_line(health.paused),
         "disk_free_bytes": health.disk_free_bytes,
+        "unforwarded_records": health.unforwarded_records,
+        "unforwarded_age_s": health.unforwarded_age_s,
         "counters": dict(health.counters),
     }
 

@@ -16,11 +16,10 @@ from ._redact import one_line
 from .capture import context
 from .capture.counter import Counter
 from .capture.recorder import Recorder
-from .errors import AccountMismatch, ConfigurationError, MeteringError
+from .errors import AccountMismatch, ConfigurationError, LedgerUnreachable, MeteringError
 from .flusher import Flusher
 from .handover import Handover
 from .health import Health, foreseen_trouble
-from .ledger.writer import Writer
 from .meters import TokenMeter, checked_meters, liner
 from .protocols import Alarm, Ledger, LedgerStatus, Pulse, Sender
 from .settings import Settings
@@ -76,25 +75,26 @@ class Metering:
         self.telemetry = LogTelemetry(on_alarm=on_alarm)
         self.now = now
         self.sender = sender if sender is not None else wiring.sender_of(settings)
-        self._ledger = wiring.ledger_at(settings.ledger if ledger is None else ledger, settings)
-        self._writer = Writer(
-            self._ledger,
+        self._way = wiring.Way(
+            settings.ledger if ledger is None else ledger,
+            settings,
+            self.telemetry,
             lines_of=liner(self.meters),
-            telemetry=self.telemetry,
             now=now,
         )
+        self._writer, to_ledger = self._way.writer, self._way.to_ledger
         own = sender is None
-        self.settler = wiring.settler_of(self._writer, settings, self.telemetry, now) if own else None
+        self.settler = wiring.settler_of(to_ledger, settings, self.telemetry, now) if own else None
         """Holds accepted and doubtful events against Stripe's summaries, beside delivery. None without a key,
         and where a sender of the caller's own sends who knows where."""
         self._flusher = Flusher(
-            self._writer, self.sender, settings, self.telemetry, now=now, beside=self.settler
+            to_ledger, self.sender, settings, self.telemetry, now=now, beside=self.settler
         )
-        self._handover = Handover(self._writer, settings, self.telemetry, now=now)
+        self._handover = Handover(to_ledger, settings, self.telemetry, now=now)
         self._counter = Counter(settings=settings, telemetry=self.telemetry)
         self.recorder = Recorder(
             settings=settings,
-            sink=wiring.StartingSink(self, self._writer),
+            sink=wiring.StartingSink(self, self._way.sink),
             telemetry=self.telemetry,
             counter=self._counter,
             resolver=customer if callable(customer) else None,
@@ -128,12 +128,12 @@ class Metering:
                 self._begin()
 
     def _begin(self) -> None:
-        self._writer.start()
+        self._way.open()
         self._refuse_foreign_account()
         self._counter.load(self.settings.encodings)
         if self.settings.deliver == "thread":
             self._flusher.start()
-        else:
+        elif self._way.forwarder is None:
             self._handover.start()
         self.is_started = True
         self._stopped = False
@@ -156,21 +156,23 @@ class Metering:
         """Commit what is recorded, stop starting sends, and wait at most `drain_s` for those in flight.
 
         What is not delivered stays in the ledger; the next process delivers it. Recording goes on working.
+        Where the ledger is PostgreSQL, what is recorded here is forwarded within the same time.
         """
         with self._lock:
             if not self.is_started:
                 # A start that is on its way, but has not come so far, must not begin after this.
                 self._stopped = self._stopped or self._starting is not None
-                self._writer.stop(self.settings.drain_s)
+                self._way.close(self.settings.drain_s)
                 return
             self.recorder.stop_draining(self.settings.drain_s)
             self._counter.settle(self.settings.drain_s)
             self.is_started = False
             self._stopped = True
             self._retry_start_at = 0.0
+            self._way.stop_forwarding(self.settings.drain_s)
             self._flusher.stop(self.settings.drain_s)
             self._handover.stop(self.settings.drain_s)
-            self._writer.stop(self.settings.drain_s)
+            self._way.close(self.settings.drain_s)
             if self.sender is not None:
                 self.sender.close()
 
@@ -183,6 +185,8 @@ class Metering:
         self.start()
         self._counter.settle(timeout_s)
         self._writer.flush(timeout_s)
+        if self._way.forwarder is not None:
+            self._way.forwarder.forward(timeout_s)
         if self.settings.deliver == "external":
             self._handover.now()
             books = self.run_on_ledger(lambda ledger: ledger.view())
@@ -206,9 +210,9 @@ class Metering:
             reasons.append(f"usage cannot be written: {problem}")
         elif not self._writer.has_room():
             reasons.append("there is no room for more usage")
-        pulse = Pulse()
+        pulse, waiting = Pulse(), None
         try:
-            pulse = self._ledger.view().pulse()
+            pulse, waiting = self._way.pulse()
         except MeteringError as exc:
             reasons.append(f"the ledger cannot be read: {exc}")
         except Exception as exc:
@@ -216,14 +220,19 @@ class Metering:
             reasons.append("the ledger cannot be read")
         if not reasons and (foreseen := foreseen_trouble(pulse, self.settings.min_free_bytes)):
             reasons.append(foreseen)
-        since = pulse.oldest_pending_at
+
+        def age_of(since: float | None) -> float | None:
+            return None if since is None else max(self.now() - since, 0.0)
+
         return Health(
             ready=not reasons,
             reasons=tuple(one_line(reason) for reason in reasons),
             queued_records=self._writer.queued,
-            oldest_pending_age_s=None if since is None else max(self.now() - since, 0.0),
+            oldest_pending_age_s=age_of(pulse.oldest_pending_at),
             paused=None if pulse.paused is None else one_line(pulse.paused),
             disk_free_bytes=pulse.disk_free_bytes,
+            unforwarded_records=None if waiting is None else waiting.records,
+            unforwarded_age_s=None if waiting is None else age_of(waiting.since),
             counters=self.telemetry.snapshot(),
         )
 
@@ -234,7 +243,7 @@ class Metering:
             LedgerError: The ledger cannot be opened or read.
         """
         self.start()
-        return self._writer.run(function)
+        return self._way.to_ledger.run(function)
 
     def __enter__(self) -> Metering:
         self.start()
@@ -421,8 +430,11 @@ class Metering:
         sender = self.sender
         if sender is None:
             return
-        bound_to = self._writer.run(lambda ledger: ledger.account())
-        known = self._writer.run(lambda ledger: ledger.meta("key_hints")) or ""
+        try:
+            bound_to = self._way.to_ledger.run(lambda ledger: ledger.account())
+            known = self._way.to_ledger.run(lambda ledger: ledger.meta("key_hints")) or ""
+        except LedgerUnreachable:
+            return  # delivery asks before it sends the first event
         if bound_to is None or sender.key_hint in known.split():
             return
         mode = sender.key_hint.partition(":")[0]
@@ -433,7 +445,8 @@ class Metering:
             self._refuse(bound_to, outcome.message or "another account")
 
     def _refuse(self, bound_to: str, key_of: str) -> None:
-        self._writer.stop(self.settings.drain_s)
+        self._way.stop_forwarding(self.settings.drain_s)
+        self._way.close(self.settings.drain_s)
         raise AccountMismatch(bound_to=bound_to, key_of=key_of)
 
     def after_fork(self) -> None:
@@ -449,7 +462,8 @@ class Metering:
         self._counter.settle(timeout_s)
         if self._starting is not None:
             self._starting.join(timeout_s)
-        self._writer.stop(timeout_s)
+        self._way.stop_forwarding(timeout_s)
+        self._way.close(timeout_s)
 
 
 _instances: WeakSet[Metering] = WeakSet()

@@ -39,9 +39,18 @@ class Settings:
     stream, for volume and in live mode; it needs `reconcile_every_s`."""
     ledger: str = field(default=".llm_metering", repr=False)
     """LLM_METERING_LEDGER: folder of the ledger; "postgresql://…" for a fleet; "memory:" for tests."""
-    durability: Literal["commit", "memory"] = "commit"
+    lane_folder: str = ".llm_metering/lanes"
+    """LLM_METERING_LANE_FOLDER: with a ledger in PostgreSQL, where usage is kept on its way there; it may be
+    on a disk that vanishes with its host."""
+    forward_every_s: float = 0.5
+    """LLM_METERING_FORWARD_EVERY_S: how often what is in `lane_folder` is forwarded: the most that is lost
+    when a host is killed and its disk with it."""
+    reoffer_s: float = 900.0
+    """LLM_METERING_REOFFER_S: how long usage stays in `lane_folder` after it was forwarded, to be offered
+    again should a standby that was behind take over."""
+    durability: Literal["commit", "memory", "ledger"] = "commit"
     """LLM_METERING_DURABILITY: "commit" holds back the last message of a response until its usage is on
-    disk; "memory" does not wait."""
+    disk; "memory" does not wait; "ledger" waits until a ledger in PostgreSQL has it."""
     commit_timeout_s: float = 5.0
     """LLM_METERING_COMMIT_TIMEOUT_S: the longest that a response's last message waits for the disk."""
     deliver: Literal["thread", "external"] = "thread"
@@ -128,6 +137,11 @@ class Settings:
         return cls(**{**values, **overrides})
 
 
+def is_postgres(ledger: str) -> bool:
+    """Whether it names a database rather than a folder."""
+    return ledger.startswith(("postgresql://", "postgres://"))
+
+
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return name.upper() if name.startswith("stripe_") else f"LLM_METERING_{name.upper()}"
@@ -155,6 +169,7 @@ def _parse_bill(text: str) -> dict[str, str]:
 
 _ABOVE_ZERO = (
     "commit_timeout_s",
+    "forward_every_s",
     "flush_every_s",
     "send_timeout_s",
     "progress_every_s",
@@ -178,7 +193,7 @@ def _problems(s: Settings) -> list[str]:
         found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
     if not 1 <= s.max_in_flight <= 64:
         found.append(f"max_in_flight={s.max_in_flight} must be from 1 to 64")
-    none_below_zero = ("drain_s", "reconcile_every_s", "max_ledger_bytes", "min_free_bytes")
+    none_below_zero = ("drain_s", "reconcile_every_s", "max_ledger_bytes", "min_free_bytes", "reoffer_s")
     found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")

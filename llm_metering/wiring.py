@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, LedgerUnreachable, MeteringError
 from .ledger.writer import Writer
-from .protocols import Ledger, Sender, Ticket
-from .settings import Settings
+from .protocols import Ledger, Pulse, Sender, Sink, Ticket
+from .settings import Settings, is_postgres
 from .telemetry import LogTelemetry
-from .usage import UsageRecord
+from .usage import Line, UsageRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .forwarder import Forwarder
+    from .ledger import SqliteLedger
+    from .ledger.outbox import Waiting
     from .senders.summaries import Summaries
     from .settling import Settler
 
@@ -34,7 +37,7 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
         from .ledger.memory import MemoryLedger
 
         return MemoryLedger()
-    if text.startswith(("postgresql://", "postgres://")):
+    if is_postgres(text):
         from .ledger.postgres import PostgresLedger
 
         return PostgresLedger(text, rounds_s=settings.flush_every_s)
@@ -52,6 +55,125 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
         max_bytes=settings.max_ledger_bytes,
         min_free_bytes=settings.min_free_bytes,
     )
+
+
+class Way:
+    """The way of what is recorded here to the ledger: straight into it, or by way of lanes on this host.
+
+    Args:
+        where: As `Metering` is given it.
+        lines_of: What a record adds to each meter.
+    """
+
+    def __init__(
+        self,
+        where: str | Path | Ledger,
+        settings: Settings,
+        telemetry: LogTelemetry,
+        *,
+        lines_of: Callable[[UsageRecord], tuple[Line, ...]],
+        now: Callable[[], float],
+    ) -> None:
+        self.ledger = ledger_at(where, settings)
+
+        def new_writer(ledger: Ledger, kept: str = "in memory") -> Writer:
+            return Writer(ledger, lines_of=lines_of, telemetry=telemetry, now=now, kept=kept)
+
+        by_lanes = isinstance(where, str) and is_postgres(where)
+        self.to_ledger = new_writer(self.ledger, "on this host" if by_lanes else "in memory")
+        """Whose thread owns the ledger."""
+        self.writer = self.to_ledger
+        """What records are put to first."""
+        self.forwarder: Forwarder | None = None
+        self.lanes: SqliteLedger | None = None
+        """On this host, where records are forwarded from there."""
+        self.sink: Sink = self.writer
+        if by_lanes:
+            self._lead_by_lanes(new_writer, settings, telemetry, now)
+
+    def _lead_by_lanes(
+        self,
+        new_writer: Callable[[Ledger], Writer],
+        settings: Settings,
+        telemetry: LogTelemetry,
+        now: Callable[[], float],
+    ) -> None:
+        from .forwarder import Forwarder
+        from .ledger.outbox import Outbox
+        from .ledger.postgres import PostgresLedger
+        from .ledger.sqlite import SqliteLedger
+
+        lanes = SqliteLedger(
+            settings.lane_folder,
+            max_bytes=settings.max_ledger_bytes,
+            min_free_bytes=settings.min_free_bytes,
+            forwards=True,
+        )
+        ledger = self.ledger
+        assert isinstance(ledger, PostgresLedger)  # noqa: S101
+        self.lanes, self.writer = lanes, new_writer(lanes)
+        self.forwarder = Forwarder(
+            self.writer,
+            Outbox(lanes, window_s=settings.reoffer_s),
+            lambda offer: self.to_ledger.run(lambda _: ledger.take_in(offer, now=now())),
+            telemetry,
+            every_s=settings.forward_every_s,
+            now=now,
+        )
+        self.sink = Followed(self.writer, self.forwarder) if settings.durability == "ledger" else self.writer
+
+    def open(self) -> None:
+        """Open what is recorded to, and reach for the ledger; where that is elsewhere it may be away.
+
+        Raises:
+            LedgerError: It cannot be opened.
+        """
+        self.writer.start()
+        if self.forwarder is None:
+            return
+        try:
+            self.to_ledger.start()
+        except LedgerUnreachable:
+            pass  # an alarm has said so, and every round tries again
+        except MeteringError:
+            self.writer.stop()
+            raise
+        self.forwarder.start()
+
+    def stop_forwarding(self, drain_s: float) -> None:
+        """Forward what is held."""
+        if self.forwarder is not None:
+            self.writer.flush(drain_s)
+            self.forwarder.stop(drain_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Commit what is queued, and let go of everything."""
+        if self.forwarder is not None:
+            self.to_ledger.stop(timeout_s)
+        self.writer.stop(timeout_s)
+
+    def pulse(self) -> tuple[Pulse, Waiting | None]:
+        """The facts of what is recorded to, and what of it waits on this host, where it is forwarded. A
+        database is not asked: it may be away."""
+        if self.lanes is None:
+            return self.ledger.view().pulse(), None
+        from dataclasses import replace
+
+        from .ledger.outbox import waiting_in
+
+        waiting = waiting_in(self.lanes.folder)
+        return replace(self.lanes.view().pulse(), oldest_pending_at=waiting.since), waiting
+
+
+class Followed:
+    """A sink whose tickets are done once the ledger has the record, and not only this host."""
+
+    __slots__ = ("_forwarder", "drop", "progress", "put")
+
+    def __init__(self, lanes: Writer, forwarder: Forwarder) -> None:
+        self.put = forwarder.put
+        self.progress = lanes.progress
+        self.drop = lanes.drop
 
 
 def sender_of(settings: Settings) -> Sender | None:
@@ -109,7 +231,7 @@ class StartingSink:
 
     __slots__ = ("_home", "_writer")
 
-    def __init__(self, home: Home, writer: Writer) -> None:
+    def __init__(self, home: Home, writer: Sink) -> None:
         self._home = home
         self._writer = writer
 

@@ -36,6 +36,7 @@ FLOORS = {
     "capture": 4,
     "delivery": 4,
     "flusher": 4,
+    "forwarder": 4,
     "handover": 4,
     "health": 4,
     "reports": 4,

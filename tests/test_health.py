@@ -97,7 +97,7 @@ def test_a_disk_that_takes_no_writes_makes_it_unready_until_it_does(tmp_path: Pa
         (lane,) = folder.glob("lane-*.db")
         lock = sqlite3.connect(lane, isolation_level=None)
         # As a full disk would: every write of the service's fails at once.
-        metering._ledger._lanes.get(metering._ledger.lane).db.execute("PRAGMA busy_timeout = 0")  # type: ignore[attr-defined]
+        metering._way.ledger._lanes.get(metering._way.ledger.lane).db.execute("PRAGMA busy_timeout = 0")  # type: ignore[attr-defined]
         lock.execute("BEGIN IMMEDIATE")
         metering.record(Usage(input=6), customer="cus_1")
         unready = until(lambda: metering.health(), lambda h: not h.ready)

@@ -28,7 +28,7 @@ class MeteringMiddleware:
 
         app.add_middleware(MeteringMiddleware, metering=metering)
 
-    Answers pass unchanged, in order and undelayed; with `durability="commit"` only the last message of a
+    Answers pass unchanged, in order and undelayed; unless `durability="memory"` only the last message of a
     response that used something waits until its usage is on disk. Several of these in one app, for one
     `Metering`, count once. While usage cannot be written, `settings.at_capacity` says what becomes of
     requests to `paths` and to paths that have used something before.
@@ -67,7 +67,7 @@ class MeteringMiddleware:
         self._ends, self._is_metered = path_matcher(paths)
         _, self._is_public = path_matcher(public_paths, name="public_paths")
         self._rejects = metering.settings.on_missing_customer == "reject"
-        self._holds = metering.settings.durability == "commit"
+        self._holds = metering.settings.durability != "memory"
         self._capacity = Capacity(metering)
         self._shapes = self._capacity.shapes
         self._has_room = metering.has_room

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..errors import ConfigurationError
-from ..ledger.places import is_postgres, view_of
-from ..settings import Settings
+from ..ledger.places import view_of
+from ..settings import Settings, is_postgres
 from .options import Json
 from .screen import Screen
 from .standing import Folder

@@ -16,9 +16,9 @@ import typer
 
 from ..errors import ConfigurationError, LedgerError
 from ..ledger import LedgerView
-from ..ledger.places import is_postgres, view_of
+from ..ledger.places import view_of
 from ..protocols import Balance, LedgerStatus, UsageSum
-from ..settings import Settings
+from ..settings import Settings, is_postgres
 from .explaining import explanations
 from .options import Json
 from .screen import Screen, moment, number, row, table

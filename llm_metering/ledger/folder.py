@@ -49,6 +49,29 @@ def prepare(folder: Path) -> None:
     _try_writing(folder)
 
 
+def devote(folder: Path, *, forwards: bool) -> None:
+    """Keep apart what a folder is for: lanes from which usage is billed, or lanes that forward it to a ledger
+    elsewhere. What is forwarded would be billed twice by a process that took it for a ledger.
+
+    Raises:
+        LedgerError: It is for the other.
+    """
+    mark = folder / "forwards"
+    if mark.is_file() and not forwards:
+        raise LedgerError(
+            f"{folder} holds what is on its way to a ledger in PostgreSQL; name that one in "
+            "LLM_METERING_LEDGER"
+        )
+    if mark.is_file() or not forwards:
+        return
+    if (folder / "account").exists() or lane_names(folder):
+        raise LedgerError(
+            f"{folder} is the ledger of a single host: deliver what it holds first, with 'llm-metering "
+            f"deliver --once --ledger {folder}', and name another folder in LLM_METERING_LANE_FOLDER"
+        )
+    write_durably(mark, "")
+
+
 def lane_path(folder: Path, name: str) -> Path:
     return folder / f"{_PREFIX}{name}{_SUFFIX}"
 

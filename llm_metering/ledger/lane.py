@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -21,7 +21,7 @@ from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
 from . import clocks, rows, states, verdicts
 from .attempts import Attempts, Pair, Stale
 from .freezing import Draft, Payloads, bucket_of, checked, drafts, in_turns, timestamp_of
-from .lines import plain
+from .lines import LineKey, plain
 from .rulings import Rulings
 from .suspicion import Kept, suspect
 
@@ -86,7 +86,7 @@ class Lane:
     def commit(
         self, entries: Sequence[Entry], progress: Sequence[Progress], drops: Sequence[str], *, now: float
     ) -> int:
-        with self._transaction(of_attempts=True):
+        with self.transaction(of_attempts=True):
             # First what streams left behind, so that a record in the same group may close it.
             if progress:
                 self._put_progress([self._records.row(p.entry, now) for p in progress])
@@ -105,7 +105,7 @@ class Lane:
 
     def recover(self, *, now: float) -> list[Transition]:
         """What a dead process left under way: streams become usage, attempts become AMBIGUOUS."""
-        with self._transaction():
+        with self.transaction():
             self.db.execute(
                 f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE true "
                 "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING"
@@ -132,10 +132,10 @@ class Lane:
 
     def suspect(self, why: str, *, now: float, **facts: str) -> Kept:
         """Let nothing of this lane go out by itself, and note the facts that go with that."""
-        with self._transaction():
+        with self.transaction():
             kept = suspect(self.db, self.name, why, now=now)
             for name, value in facts.items():
-                self._set_meta(name, value)
+                self.put_meta(name, value)
             failpoint("in_suspicion")
         self.mark_all()
         return kept
@@ -162,7 +162,7 @@ class Lane:
     # ---- freezing
 
     def freeze(self, *, now: float, bucket_s: int, everything: bool) -> int:
-        with self._transaction():
+        with self.transaction():
             made = 0
             after: float | None = None
             while (bucket := self._next_bucket(after, bucket_s)) is not None:
@@ -239,7 +239,7 @@ class Lane:
             heads = self.attempts.heads(now, limit, ambiguous_only, taken := set(busy))
             if not heads:
                 return []
-            with self._transaction(of_attempts=True):
+            with self.transaction(of_attempts=True):
                 claims = self.attempts.start(heads, self.name, now, lease_s)
             busy.update(taken)
             return claims
@@ -253,7 +253,7 @@ class Lane:
         failpoint("before_finish")
 
         def finish() -> list[Transition | None]:
-            with self._transaction(of_attempts=True):
+            with self.transaction(of_attempts=True):
                 return self.attempts.finish(results, now)
 
         transitions = _surely(finish)
@@ -274,7 +274,7 @@ class Lane:
 
         def both() -> tuple[list[Transition | None], list[Claim]]:
             attempts = self.attempts
-            with self._transaction(of_attempts=True):
+            with self.transaction(of_attempts=True):
                 transitions = attempts.finish(results, now)
                 heads = attempts.heads(now, limit, ambiguous_only, attempts.sending())
                 return transitions, attempts.start(heads, self.name, now, lease_s)
@@ -288,7 +288,7 @@ class Lane:
 
     def pass_time(self, *, now: float) -> list[Transition]:
         """Expire leases and move states by age."""
-        with self._transaction():
+        with self.transaction():
             return self.attempts.pass_time(now)
 
     def tell_time(self, now: float, *, latest: Callable[[], float] | None = None) -> clocks.Lag:
@@ -304,15 +304,15 @@ class Lane:
         is_new_run = self._noted is None and noted is not None and clocks.passed_s(noted, known) is None
         lag, moment = clocks.look(noted, known, latest=self._latest(latest) if is_new_run else None)
         if moment is not None:
-            with self._transaction():
+            with self.transaction():
                 if is_new_run:
                     # For lanes that are taken later: what is noted from here on is on the clock in doubt.
-                    self._set_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
+                    self.put_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
                 if lag:
                     self.attempts.set_clock_back(lag.s)
                     self._pull_back(now)
-                self._set_meta(_CLOCK, repr(moment.wall))
-                self._set_meta(_BOOT_CLOCK, clocks.to_text(moment))
+                self.put_meta(_CLOCK, repr(moment.wall))
+                self.put_meta(_BOOT_CLOCK, clocks.to_text(moment))
         self._noted = moment or noted
         return lag
 
@@ -357,11 +357,11 @@ class Lane:
         return verdicts.unsettled(self.db, self.name, before=before, since=since, limit=limit)
 
     def settle(self, identifiers: Sequence[str]) -> list[Transition]:
-        with self._transaction():
+        with self.transaction():
             return verdicts.move(self.db, identifiers, states.summed_up)
 
     def refute(self, identifier: str, why: str) -> Transition | None:
-        with self._transaction():
+        with self.transaction():
             moved = verdicts.move(self.db, [identifier], partial(states.refuted, why=why))
         return moved[0] if moved else None
 
@@ -382,19 +382,19 @@ class Lane:
     # ---- a person's decisions
 
     def assign(self, customer: str, ids: Sequence[str] | None, *, who: str, why: str, now: float) -> int:
-        with self._transaction():
+        with self.transaction():
             return self._change("customer", customer, "customer IS NULL", ids, (now, who, why, "assign"))
 
     def hold(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
-        with self._transaction():
+        with self.transaction():
             return self._change("held", why, "held IS NULL", ids, (now, who, why, "hold"))
 
     def release(self, ids: Sequence[str], *, who: str, why: str, now: float) -> int:
-        with self._transaction():
+        with self.transaction():
             return self._change("held", None, "held IS NOT NULL", ids, (now, who, why, "release"))
 
     def carry_out(self, decision: Decision, *, now: float) -> list[Ruling]:
-        with self._transaction():
+        with self.transaction():
             rulings = self.rulings.carry_out(decision, now=now)
             failpoint("in_decision")
         failpoint("after_decision")
@@ -407,10 +407,10 @@ class Lane:
         return None if row is None else str(row[0])
 
     def set_meta(self, name: str, value: str | None) -> None:
-        with self._transaction():
-            self._set_meta(name, value)
+        with self.transaction():
+            self.put_meta(name, value)
 
-    def _set_meta(self, name: str, value: str | None) -> None:
+    def put_meta(self, name: str, value: str | None) -> None:
         if value is None:
             self.db.execute("DELETE FROM meta WHERE name = ?", (name,))
             return
@@ -422,8 +422,23 @@ class Lane:
 
     # ---- underneath
 
+    def line_keys(self, numbers: Iterable[int]) -> dict[int, LineKey]:
+        """What the numbers in `usage.lines` stand for."""
+        return {number: self._keys.key(number) for number in numbers}
+
+    def drop_records(self, up_to: int) -> int:
+        """Take records out of the lane that are safe elsewhere, inside a transaction; return how many.
+
+        The last one stays: from it the next gets its number.
+        """
+        dropped = self.db.execute(
+            "DELETE FROM usage WHERE seq <= ? AND seq < (SELECT max(seq) FROM usage)", (up_to,)
+        ).rowcount
+        self.put_meta(_GAPS, str(int(self.meta(_GAPS) or 0) + dropped))
+        return dropped
+
     @contextmanager
-    def _transaction(self, *, of_attempts: bool = False) -> Iterator[None]:
+    def transaction(self, *, of_attempts: bool = False) -> Iterator[None]:
         """`of_attempts`: what it does to meter events is done by `attempts`, which remember it."""
         try:
             self.db.execute("BEGIN IMMEDIATE")

@@ -38,6 +38,7 @@ class Pen:
         now: Callable[[], float],
         max_group: int,
         max_kept: int,
+        where_kept: str = "in memory",
     ) -> None:
         self.ledger = ledger
         self.is_open = False
@@ -51,6 +52,7 @@ class Pen:
         self._now = now
         self._max_group = max_group
         self._max_kept = max_kept
+        self._where_kept = where_kept
         self._kept: list[_Waiting] = []
         self._streams: dict[str, Progress] = {}
         self._drops: set[str] = set()
@@ -235,7 +237,9 @@ class Pen:
         self._telemetry.count("ledger.write_failed")
         if self.problem is None:
             self._failing_since = time.monotonic()
-            self._telemetry.alarm("ledger.cannot_write", f"usage is kept in memory until it can: {exc}")
+            self._telemetry.alarm(
+                "ledger.cannot_write", f"usage is kept {self._where_kept} until it can: {exc}"
+            )
         if isinstance(exc, LedgerFull) and not self._no_room:
             self._no_room = True
             self._telemetry.alarm("ledger.full", f"there is no room for more usage: {exc}")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..settings import is_postgres
 from .desk import Desk
 from .sqlite import SqliteLedger
 from .view import LedgerView
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from .postgres import PostgresBooks, PostgresDesk, PostgresLedger
 
-    View = LedgerView | PostgresBooks
-
-
-def is_postgres(where: str) -> bool:
-    """Whether it is a database rather than a folder."""
-    return where.startswith(("postgresql://", "postgres://"))
+    View: TypeAlias = LedgerView | PostgresBooks
 
 
 def view_of(where: str) -> View:

@@ -103,6 +103,7 @@ class SqliteLedger:
         max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
         min_free_bytes: No usage is taken while less than this is free on the disk.
         ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
+        forwards: Nothing is billed from here: an `Outbox` forwards it to a ledger elsewhere.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class SqliteLedger:
         max_bytes: int = 0,
         min_free_bytes: int = 0,
         ballast_bytes: int = BALLAST_BYTES,
+        forwards: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self._forwards = forwards
         self._lease_s = lease_s
         self._lanes = Lanes(
             self.folder,
@@ -157,6 +160,8 @@ class SqliteLedger:
     def open(self, *, now: float) -> None:
         self._now = now
         if not self._lanes:
+            files.prepare(self.folder)
+            files.devote(self.folder, forwards=self._forwards)
             self._lanes.open(now=now)
 
     def close(self) -> None:
@@ -416,6 +421,26 @@ class SqliteLedger:
     def take_alarms(self) -> list[Alarm]:
         taken, self._lanes.alarms = self._lanes.alarms, []
         return taken
+
+    # ---- for an outbox
+
+    @_translated
+    def held(self, *, now: float) -> list[Lane]:
+        """The lanes that are ours, our own first."""
+        return self._all(now)
+
+    @_translated
+    def visit(self, work: Callable[[], T]) -> T:
+        """Work on lanes that are ours; what fails is told in our own words."""
+        return work()
+
+    @_translated
+    def look_for_lanes(self, *, now: float, has_work: Callable[[Lane], bool]) -> None:
+        """Adopt what dead processes left, and let go of lanes in which nothing is left to do."""
+        self._own(now)
+        self._lanes.replace_removed(now=now)
+        self._lanes.adopt(now=now)
+        self._lanes.release(has_work)
 
     # ---- underneath
 

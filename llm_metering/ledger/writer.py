@@ -91,6 +91,7 @@ class Writer:
         max_group: The most records in one transaction.
         max_queued: The most records kept in memory while the disk fails; more are refused with an alarm.
         company_s: How long records that nobody waits for are kept for company.
+        kept: Where usage is while the ledger cannot be written, for alarms.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Writer:
         max_group: int = 500,
         max_queued: int = 100_000,
         company_s: float = COMPANY_S,
+        kept: str = "in memory",
     ) -> None:
         self._ledger = ledger
         self._company_s = company_s
@@ -118,6 +120,7 @@ class Writer:
             now=now,
             max_group=max_group,
             max_kept=max_queued,
+            where_kept=kept,
         )
         self.begin_anew()
         _watch(self)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from threading import RLock
 from typing import Any, Literal, TypeVar
 
-from ...errors import ConfigurationError, LedgerError, LedgerFull, MissingExtra
+from ...errors import ConfigurationError, LedgerError, LedgerFull, LedgerUnreachable, MissingExtra
 
 try:
     import psycopg
@@ -43,6 +43,12 @@ TRIES = 10
 """How often a transaction that others disturbed is run before it is given up."""
 
 _TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
+_PLACE = """
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END,
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_flush_lsn() - '0/0')::bigint END
+"""
+"""The timeline that the server writes, and how far it has written durably. A server that is restored, or a
+standby that took over, shows by one of them that it is not where it was."""
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DISTURBED = (errors.SerializationFailure, errors.DeadlockDetected)
 _FULL = (errors.DiskFull, errors.InsufficientResources)
@@ -61,6 +67,12 @@ class Db:
         self.connection: Connection | None = None
         self.began_at = 0.0
         """The server's clock when the transaction began."""
+        self.session = 0
+        """Which connection this is, counted from 1."""
+        self.timeline: str | None = None
+        """Of the server, where the link watches for it."""
+        self.written = 0
+        """How far it had written durably, in bytes."""
 
     def execute(self, query: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
         """Run what is spelled for both databases, with `?` where values go."""
@@ -102,6 +114,8 @@ class Link:
         """Where it is, without the password."""
         self.schema = schema
         self.keep = keep
+        self.watches = False
+        """Whether each transaction looks where the server is in its own history."""
         self.db = Db()
         self._lock = RLock()
         self._idle: Connection | None = None
@@ -126,8 +140,9 @@ class Link:
             ValueError: A value cannot be stored.
         """
         how = f"{isolation}{' READ ONLY' if read_only else ''}"
+        asked = f"{_TIME}, {_PLACE}" if self.watches else f"{_TIME}, NULL, 0"
         begin = (
-            f"BEGIN ISOLATION LEVEL {how}; SET LOCAL search_path TO {self.schema}; {first} {_TIME}".encode()
+            f"BEGIN ISOLATION LEVEL {how}; SET LOCAL search_path TO {self.schema}; {first} {asked}".encode()
         )
         with self._lock, self._translated():
             tries_left = TRIES
@@ -138,6 +153,16 @@ class Link:
                 except _DISTURBED:
                     if not tries_left:
                         raise
+
+    def can_watch(self) -> bool:
+        """Whether the server tells where it is; some that are no PostgreSQL underneath do not."""
+        try:
+            self.run(lambda db: db.run(f"SELECT {_PLACE}"), read_only=True)
+        except LedgerUnreachable:
+            raise
+        except LedgerError:
+            return False
+        return True
 
     def close(self) -> None:
         with self._lock:
@@ -167,14 +192,16 @@ class Link:
                 return self._begin(connection, begin)
             except psycopg.OperationalError:
                 pass  # and nothing was done on it
-        return self._begin(psycopg.connect(**self._given, autocommit=True, prepare_threshold=None), begin)
+        connection = psycopg.connect(**self._given, autocommit=True, prepare_threshold=None)
+        self.db.session += 1
+        return self._begin(connection, begin)
 
     def _begin(self, connection: Connection, begin: bytes) -> Connection:
         try:
             cursor = connection.execute(begin)
             while cursor.nextset():
                 pass
-            ((self.db.began_at,),) = cursor.fetchall()
+            ((self.db.began_at, self.db.timeline, self.db.written),) = cursor.fetchall()
         except BaseException:
             _close(connection)
             raise
@@ -214,6 +241,8 @@ class Link:
             raise LedgerFull(f"the ledger at {self.place} has no room: {_said(exc)}") from exc
         except errors.InsufficientPrivilege as exc:
             raise LedgerError(f"the ledger at {self.place} does not let us: {_said(exc)}") from exc
+        except psycopg.OperationalError as exc:
+            raise LedgerUnreachable(f"the ledger at {self.place} failed: {_said(exc)}") from exc
         except psycopg.Error as exc:
             raise LedgerError(f"the ledger at {self.place} failed: {_said(exc)}") from exc
 

@@ -13,14 +13,14 @@ from ..lines import plain
 from .connecting import Db
 from .storable import Column, texts, whole
 
-_BILLABLE = (
-    '"freeze" IS NULL AND held IS NULL AND customer IS NOT NULL AND partition = ANY(%(mine)s::smallint[])'
-)
+_OURS = '"freeze" IS NULL AND customer IS NOT NULL AND partition = ANY(%(mine)s::smallint[])'
+_BILLABLE = f"{_OURS} AND held IS NULL"
+_DOUBTED = f"{_OURS} AND held = %(held)s"
 # One row a customer, not one a record. What is committed meanwhile is not in it, and is left to the next.
-_TAKEN = f"""
+_TAKEN = """
     WITH taken AS (
-        UPDATE usage SET "freeze" = %(freeze)s
-        WHERE {_BILLABLE} AND used_at >= %(start)s AND used_at < %(end)s
+        UPDATE usage SET "freeze" = %(freeze)s, held = NULL
+        WHERE {which} AND used_at >= %(start)s AND used_at < %(end)s
         RETURNING customer, used_at, seq, lines
     )
     SELECT customer, count(*), string_agg(
@@ -37,6 +37,16 @@ _NEW_EVENTS = """
         AS v (identifier, line_key, customer, event_name, value, timestamp, payload, place)
     ORDER BY place
 """
+# As if one attempt had been made, of which nobody knows how it ended.
+_IN_DOUBT = """
+    WITH doubted AS (
+        UPDATE meter_event SET state = 'IN_DOUBT', attempts = 1, attempt_started_at = %(at)s,
+            first_ambiguous_at = %(since)s, next_attempt_at = NULL, reason = %(why)s, fence = nextval('fence')
+        WHERE "freeze" = %(freeze)s RETURNING identifier, attempts, fence
+    )
+    INSERT INTO attempt (identifier, number, fence, started_at, ended_at, outcome, message)
+    SELECT identifier, attempts, fence, %(since)s, %(at)s, 'ambiguous', %(why)s FROM doubted
+"""
 
 
 class Freezer:
@@ -46,25 +56,50 @@ class Freezer:
         self._db = db
         self._keys = keys
         self._new_id = new_id
+        self.was_early = False
+        """Whether the last freeze took usage of buckets that were open still."""
 
     def freeze(self, mine: Sequence[int], *, now: float, bucket_s: int, everything: bool) -> int:
         made = 0
+        self.was_early = False
         after = float("-inf")
         while (first := self._first(mine, after)) is not None:
             start, end = bucket_of(first, bucket_s)
             if now >= end or everything:
-                made += self._freeze_bucket(mine, start, end, now)
+                self.was_early |= now < end
+                made += self._freeze_bucket(mine, start, end, now)[1]
             elif start > now:
                 break
             after = end
         return made
 
-    def _first(self, mine: Sequence[int], after: float) -> float | None:
-        query = f"SELECT min(used_at) FROM usage WHERE {_BILLABLE} AND used_at >= %(after)s"
-        first: float | None = self._db.one(query, mine=list(mine), after=after)[0]
+    def doubt(
+        self, mine: Sequence[int], held: str, *, since: float, at: float, now: float, bucket_s: int
+    ) -> int:
+        """Make events IN_DOUBT of usage that is held for this reason; return how many.
+
+        Args:
+            since: When they may have been sent at the earliest.
+            at: And at the latest.
+        """
+        made = 0
+        after = float("-inf")
+        while (first := self._first(mine, after, _DOUBTED, held=held)) is not None:
+            start, after = bucket_of(first, bucket_s)
+            freeze, count = self._freeze_bucket(mine, start, after, now, _DOUBTED, held=held)
+            self._db.run(_IN_DOUBT, freeze=freeze, since=since, at=at, why=held)
+            made += count
+        return made
+
+    def _first(self, mine: Sequence[int], after: float, which: str = _BILLABLE, **more: str) -> float | None:
+        query = f"SELECT min(used_at) FROM usage WHERE {which} AND used_at >= %(after)s"
+        first: float | None = self._db.one(query, mine=list(mine), after=after, **more)[0]
         return first
 
-    def _freeze_bucket(self, mine: Sequence[int], start: int, end: int, now: float) -> int:
+    def _freeze_bucket(
+        self, mine: Sequence[int], start: int, end: int, now: float, which: str = _BILLABLE, **more: str
+    ) -> tuple[int, int]:
+        """The number of the freeze, and how many events it made."""
         (freeze,) = self._db.one(
             'INSERT INTO "freeze" (bucket, bucket_s, records, frozen_at) '
             "VALUES (%(start)s, %(length)s, 0, %(now)s) RETURNING id",
@@ -72,7 +107,8 @@ class Freezer:
             length=end - start,
             now=now,
         )
-        taken = self._db.run(_TAKEN, freeze=freeze, mine=list(mine), start=start, end=end).fetchall()
+        query = _TAKEN.format(which=which)
+        taken = self._db.run(query, freeze=freeze, mine=list(mine), start=start, end=end, **more).fetchall()
         made = drafts(chain.from_iterable(self._unpack(customer, text) for customer, _, text in taken))
         self._insert(made, freeze, now)
         self._db.run(
@@ -80,7 +116,7 @@ class Freezer:
             records=sum(count for _, count, _ in taken),
             freeze=freeze,
         )
-        return len(made)
+        return int(freeze), len(made)
 
     def _unpack(self, customer: str, text: str) -> Iterator[tuple[str, float, rows.Lines]]:
         for used_us, _, pairs in sorted(json.loads(f"[{text}]")):

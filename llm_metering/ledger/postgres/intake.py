@@ -68,12 +68,21 @@ class Intake:
             self._db.run("DELETE FROM progress WHERE id = ANY(%(ids)s::text[])", ids=ids)
         return new
 
+    def take(self, records: Sequence[rows.Row], progress: Sequence[rows.Row], worker: str) -> int:
+        """Write rows as they are, of which `worker` is heard; return how many records were new."""
+        if progress:
+            self._write(_NEW_PROGRESS, progress, worker=worker)
+        return self._write(_NEW_USAGE, records) if records else 0
+
     def forget(self) -> None:
         """What a rollback may have taken away."""
         self.keys.forget()
 
     def _run(self, query: str, entries: Sequence[Entry], now: float, **more: Any) -> int:
-        made = dict(zip(_NAMES, zip(*[self._records.row(e, now) for e in entries], strict=True), strict=True))
+        return self._write(query, [self._records.row(entry, now) for entry in entries], **more)
+
+    def _write(self, query: str, found: Sequence[rows.Row], **more: Any) -> int:
+        made = dict(zip(_NAMES, zip(*found, strict=True), strict=True))
         made["id"] = tuple([_id(i) for i in made["id"]])
         columns: dict[str, Column] = {
             name: floats(values) if name in _NUMBERS else texts(values) for name, values in made.items()

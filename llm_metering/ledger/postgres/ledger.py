@@ -35,9 +35,10 @@ from ...protocols import (
 )
 from .. import states, verdicts
 from ..histories import Aside
+from ..offers import Answer, Offer
 from ..rulings import Rulings
 from ..sqlite import new_identifier
-from . import clocks, desk, intake, migrating, pacing, sending, server, workers
+from . import clocks, desk, intake, marks, migrating, pacing, pods, sending, server, workers
 from .books import PostgresBooks, doubted_since, meta, pause_of
 from .connecting import SCHEMA, Db, Isolation, Link
 from .freezing import Freezer
@@ -111,6 +112,11 @@ class PostgresLedger:
         self._checked_at = 0.0
         self._ahead_s = 0.0
         self._pace: Pace | None = None
+        self._bucket_s: int | None = None
+        self._pods: dict[str, workers.Post] = {}
+        self._session, self._timeline, self._written = 0, "", 0
+        self._spoke_at = 0.0
+        self._met: marks.Marked | None = None
 
     # ---- opening and closing
 
@@ -118,6 +124,7 @@ class PostgresLedger:
         if self._is_open:
             return
         try:
+            self._link.watches = self._link.can_watch()
             doubtful = self._link.run(self._check)
             self._is_open, self._reader.keep = True, True
             self._recovered += self._do(self._arrive, now)
@@ -173,10 +180,29 @@ class PostgresLedger:
         failpoint("after_commit")
         return new
 
+    def take_in(self, offer: Offer, *, now: float) -> Answer:
+        """Commit a group that a host's lane offers, in one transaction; or tell it to offer again what it
+        holds, since the ledger went back in time."""
+
+        def body(db: Db, at: float) -> tuple[Answer, marks.Marked | None]:
+            post = self._pods.setdefault(offer.lane, workers.Post(offer.lane, self._hold_s))
+            answer, marked = pods.take_in(db, self._intake, post, offer, at)
+            failpoint("in_take_in")
+            return answer, marked
+
+        answer, marked = self._do(body, now)
+        self._tell(marked)
+        failpoint("after_take_in")
+        return answer
+
     def freeze(self, *, now: float, bucket_s: int, everything: bool = False) -> int:
+        self._bucket_s = bucket_s
+
         def body(db: Db, at: float) -> tuple[int, list[Transition]]:
             mine, changed = self._post.hold(db, at)
             made = self._freezer.freeze(mine, now=at, bucket_s=bucket_s, everything=everything)
+            if self._freezer.was_early:
+                marks.note_early(db, at)
             failpoint("in_freeze")
             return made, changed
 
@@ -218,6 +244,7 @@ class PostgresLedger:
             intake.recover(db, at)
             self._check_lateness(*sending.waiting_since(db, mine), at)
             self._check_doubt(doubted_since(db, mine), at)
+            self._doubt_what_is_held(db, mine, at)
             return [*changed, *sending.pass_time(db, mine, at)], at
 
         changed, at = self._do(body, now)
@@ -387,21 +414,64 @@ class PostgresLedger:
 
         def run(db: Db) -> T:
             try:
-                return body(db, self._at(db, now))
+                at = self._at(db, now)
+                self._meet(db, at)
+                return body(db, at)
             except BaseException:
                 self._forget()  # before it may be run again
                 raise
 
         try:
-            return self._link.run(run, isolation=isolation, first=first)
+            done = self._link.run(run, isolation=isolation, first=first)
         except BaseException:
             self._forget()
             raise
+        marked, self._met = self._met, None
+        self._tell(marked)
+        return done
+
+    def _meet(self, db: Db, at: float) -> None:
+        """Before anything is done: whether the server is where it was when we last spoke to it."""
+        if not self._link.watches:
+            return
+        went_back = db.timeline == self._timeline and db.written < self._written
+        at = at or self._spoke_at
+        if went_back or (db.session, db.timeline) != (self._session, self._timeline):
+            self._forget()  # numbers that another life of the server gave out
+            self._met = marks.meet(db, at)
+            if went_back and self._met is None:
+                why = f"the server's log ended at byte {self._written} and ends at {db.written} now"
+                self._met = marks.set_mark_after(db, at, why, self._spoke_at)
+        self._session, self._timeline, self._written = db.session, db.timeline or "", db.written
+        self._spoke_at = at
+
+    def _doubt_what_is_held(self, db: Db, mine: Sequence[int], at: float) -> None:
+        """After a mark, once everybody has offered again: what may have been billed is for Stripe's sums."""
+        for mark in marks.ripe(db, at) if self._bucket_s else ():
+            self._freezer.doubt(
+                mine, mark.reason, since=mark.since, at=mark.at, now=at, bucket_s=self._bucket_s or 1
+            )
+
+    def _tell(self, marked: marks.Marked | None) -> None:
+        if marked is not None:
+            mark = marked.mark
+            self._alarm(
+                "ledger.went_back",
+                f"{mark.why}; it knows nothing of what was done after {marks.moment(mark.since)}. "
+                f"Services offer again what they recorded; {marked.events} meter events may have been sent, "
+                f"and {marked.records} records are held, since they may have been billed",
+                since=mark.since,
+                events=marked.events,
+                records=marked.records,
+            )
 
     def _forget(self) -> None:
         """What was written may have been rolled back."""
         self._intake.forget()
         self._post.forget()
+        for post in self._pods.values():
+            post.forget()
+        self._session, self._met = 0, None
 
     def _judge(self, body: Callable[[Db, float], T], now: float | None) -> T:
         """As `_do`, for what reads first and writes then: who comes second sees what the first has done."""

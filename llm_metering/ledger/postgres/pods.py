@@ -1,0 +1,104 @@
+"""Takes in what the lanes of a fleet's hosts offer, each record once.
+
+For each lane the ledger notes how many groups it has taken, in the transaction that takes them. A lane that
+was told of more than that tells of a ledger that went back; so does one that knows of a mark that the ledger
+does not. Every function works inside a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from .. import rows
+from ..offers import Answer, Offer, OfferAgain, Taken
+from ..states import DAY_S
+from . import marks
+from .connecting import Db
+from .desk import set_meta
+from .intake import Intake
+from .marks import Marked
+from .workers import Post
+
+FORGOTTEN_S = 30 * DAY_S
+"""A lane that is silent for so long is not noted any more."""
+_POD = "pod:"
+_HELD = 11
+_USED_AT = 7
+_FORGET = """
+    DELETE FROM meta WHERE name >= 'pod:' AND name < 'pod;' AND (value::json ->> 1)::float8 < %(before)s
+"""
+
+
+def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tuple[Answer, Marked | None]:
+    """Commit a group, or say why it is not; and the mark that was set, if its lane tells of a loss."""
+    number = _number(db, offer.lane)
+    known = marks.marks(db)
+    latest = known[-1].id if known else ""
+    if why := _lost(offer, number, [mark.id for mark in known], now):
+        marked = marks.set_mark_once(db, now, why, offer.mark)
+        latest = marked.mark.id if marked else latest
+        return OfferAgain(number, latest, why), marked
+    if bool(number) != bool(offer.number):
+        return OfferAgain(number, latest, "it does not know how far it had come"), None
+    if offer.mark != latest and offer.number:
+        return OfferAgain(number, latest, known[-1].why), None
+    post.touch(db, now)
+    _end_streams(db, offer)
+    keys = {n: intake.keys.number(key) for n, key in offer.keys.items()}
+    records = [_translated(row, keys, now) for row in offer.records]
+    if offer.again and known:
+        records = [_doubted(row, known) for row in records]
+    new = intake.take(records, [_translated(row, keys, now) for row in offer.progress], offer.lane)
+    taken = max(number, offer.number) + 1
+    set_meta(db, f"{_POD}{offer.lane}", json.dumps([taken, now]))
+    return Taken(taken, latest, new), None
+
+
+def forget_silent(db: Db, now: float) -> None:
+    """Lanes that are heard of no more."""
+    db.run(_FORGET, before=now - FORGOTTEN_S)
+
+
+def _number(db: Db, lane: str) -> int:
+    """How many groups of a lane were taken."""
+    query = "SELECT value FROM meta WHERE name = %(name)s FOR UPDATE"
+    row = db.run(query, name=f"{_POD}{lane}").fetchone()
+    return 0 if row is None else int(json.loads(row[0])[0])
+
+
+def _lost(offer: Offer, number: int, known: Sequence[str], now: float) -> str | None:
+    """Why the ledger must have gone back without anybody's notice, None if it need not have."""
+    if offer.mark and offer.mark not in known:
+        return f"lane {offer.lane} knows of a mark that the ledger does not: it is older than that"
+    latest = known[-1] if known else ""
+    is_forgotten = offer.since is not None and now - offer.since >= FORGOTTEN_S - DAY_S
+    if offer.mark == latest and number < offer.number and not (number == 0 and is_forgotten):
+        return f"lane {offer.lane} was told of {offer.number} groups, and the ledger has {number} of them"
+    return None
+
+
+def _end_streams(db: Db, offer: Offer) -> None:
+    """Streams of the lane that are under way no more: what they came to is among its records, or was counted
+    elsewhere."""
+    if offer.streams is not None:
+        db.run(
+            "DELETE FROM progress WHERE worker = %(lane)s AND id <> ALL(%(ids)s::text[])",
+            lane=offer.lane,
+            ids=list(offer.streams),
+        )
+
+
+def _translated(row: rows.Row, keys: Mapping[int, int], now: float) -> rows.Row:
+    """A lane's row with the ledger's numbers of line keys, and its time."""
+    pairs = json.loads(row[10])
+    lines = ",".join(f"[{keys[n]},{v}]" if type(v) is int else f'[{keys[n]},"{v}"]' for n, v in pairs)
+    return (*row[:10], f"[{lines}]", row[_HELD], now)
+
+
+def _doubted(row: rows.Row, known: Sequence[marks.Mark]) -> rows.Row:
+    """The row, held where it may have been frozen and sent before the ledger went back."""
+    until = max(mark.doubt_until for mark in known)
+    if row[_HELD] is not None or row[_USED_AT] >= until:
+        return row
+    return (*row[:_HELD], known[-1].reason, *row[_HELD + 1 :])
