@@ -21,7 +21,7 @@ RAISING = {"alarm", "_alarm", "Alarm"}
 COUNTING = {"count"}
 FAILING = {"failure"}
 NAME = re.compile(r"[a-z]+\.[a-z0-9_]+")
-AREAS = "audit|capacity|client|delivery|ledger|metering|middleware|oracle|reconcile|stripe"
+AREAS = "audit|capacity|client|delivery|forwarder|ledger|metering|middleware|oracle|reconcile|stripe"
 
 
 @cache

@@ -16,6 +16,7 @@ import typer
 
 from ..errors import ConfigurationError, LedgerError
 from ..ledger import LedgerView
+from ..ledger.outbox import Waiting, waiting_in
 from ..ledger.places import view_of
 from ..protocols import Balance, LedgerStatus, UsageSum
 from ..settings import Settings, is_postgres
@@ -54,10 +55,19 @@ def status(
         bool,
         typer.Option("--check", help="Exit with 1 if anything waits for a person: paused, in doubt, dead."),
     ] = False,
+    lane_folder: Annotated[
+        str | None,
+        typer.Option(
+            "--lane-folder",
+            metavar="FOLDER",
+            help="With postgresql://…: also what waits on this host (env: LLM_METERING_LANE_FOLDER).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is recorded, pending, accepted, in doubt and dead, and whether the books are conserved."""
     folder, view = open_ledger(ledger)
+    waiting = _waiting_here(view, lane_folder)
     now = time.time()
     standing, balances, usages = view.status(now=now), view.balances(), _usages(view.usage_sums())
     told = explanations(standing, now)
@@ -66,6 +76,7 @@ def status(
         {
             "ledger": folder,
             "status": standing,
+            "waiting_here": waiting,
             "explanations": told,
             "totals": _totals(balances),
             "balances": [_balance(b) for b in balances],
@@ -73,6 +84,8 @@ def status(
         }
     )
     _show_status(screen, folder, standing, _totals(balances), now)
+    if waiting is not None:
+        screen.say(f"- {_here(waiting, now)}")
     for each in told:
         screen.say(f"- {each}")
     _show_customers(screen, balances)
@@ -115,6 +128,22 @@ def open_ledger(ledger: str | None) -> tuple[str, View]:
             f"there is no ledger at {folder}; a service makes it at its start. Say where with --ledger"
         )
     return folder, LedgerView(folder)
+
+
+def _waiting_here(view: View, lane_folder: str | None) -> Waiting | None:
+    """What is on its way to a ledger in PostgreSQL from lanes on this host; None where there are none."""
+    place = Path(lane_folder or Settings.from_env().lane_folder)
+    if lane_folder is not None and not place.is_dir():
+        raise LedgerError(f"there are no lanes at {place}; a service with a ledger in PostgreSQL makes them")
+    return None if isinstance(view, LedgerView) or not place.is_dir() else waiting_in(place)
+
+
+def _here(waiting: Waiting, now: float) -> str:
+    """In a sentence."""
+    told = f"on this host {waiting.records:,} records wait to be forwarded"
+    if waiting.records:
+        told += f", the oldest of {_age(waiting.since, now)}"
+    return f"{told}, and {waiting.kept:,} are kept to be offered again, in {waiting.lanes:,} lanes."
 
 
 def _usages(sums: Iterable[UsageSum]) -> list[_Usage]:

@@ -8,7 +8,7 @@ else is done. Events that are not settled may have been sent and are AMBIGUOUS: 
 while Stripe still knows their identifiers. Usage that could have been frozen is held; once everybody has had
 time to offer again it becomes events IN_DOUBT, which Stripe's summaries or a person settle.
 
-Every function works inside a transaction.
+Every function but `restore_mark` works inside a transaction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from datetime import datetime, timezone
 
 from ..._values import dataclass
 from .. import states
-from .connecting import Db
+from . import migrating
+from .connecting import SCHEMA, Db, Link
 from .desk import set_meta
 
 KEPT = "perhaps billed already"
@@ -116,6 +117,23 @@ def meet(db: Db, now: float) -> Marked | None:
     set_meta(db, _SERVER, here)
     why = f"another server took over ({noted} → {here}), and may lack what was written last"
     return set_mark(db, now, why, resend=True)
+
+
+def restore_mark(url: str, *, schema: str = SCHEMA, who: str, why: str) -> Marked:
+    """A person says that this ledger was restored from a backup.
+
+    Raises:
+        LedgerError: The server failed, or has no ledger of this version.
+    """
+    link = Link(url, schema=schema, keep=False)
+    link.watches = link.can_watch()
+
+    def body(db: Db) -> Marked:
+        migrating.check(db, link)
+        met = meet(db, db.began_at) if link.watches else None
+        return met or set_mark(db, db.began_at, f"restored from a backup: {why}", who=who)
+
+    return link.run(body)
 
 
 def set_mark(db: Db, now: float, why: str, *, who: str = _WHO, resend: bool = False) -> Marked:

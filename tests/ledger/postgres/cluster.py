@@ -123,6 +123,37 @@ class Cluster:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
 
+    def base_backup(self) -> Path:
+        """A copy of all that is committed now, as a standby that stops to follow, or a backup, holds it."""
+        self.execute("CHECKPOINT")  # or it would wait for one
+        self._number += 1
+        copy = self.folder / f"copy{self._number}"
+        subprocess.run(
+            [self._bin / "pg_basebackup", "-D", copy, "-h", self.folder, "-U", "postgres", "--no-sync"],
+            cwd=self.folder,
+            check=True,
+            capture_output=True,
+            timeout=120,
+            **self._as,
+        )
+        return copy
+
+    def fail_over(self, copy: Path) -> None:
+        """The server is gone, with its disk; the copy, a standby that was behind, is promoted."""
+        self.restore(copy, standby=True)
+        self.execute("SELECT pg_promote(true, 60)")
+
+    def restore(self, copy: Path, *, standby: bool = False) -> None:
+        """The server is gone, with its disk; the copy stands in its place."""
+        self.kill()
+        data = self.folder / "data"
+        shutil.rmtree(data)
+        subprocess.run(["cp", "-a", copy, data], check=True, timeout=60)
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        if standby:
+            (data / "standby.signal").touch()
+        self.start()
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
