@@ -21,6 +21,7 @@ from . import (
     invoicing,
     looking,
     migrating,
+    partitions,
     preparing,
     serving,
     standing,
@@ -90,6 +91,7 @@ ledger = typer.Typer(help="A ledger that a fleet shares, in PostgreSQL.")
 app.add_typer(ledger, name="ledger")
 ledger.command("migrate", cls=Command)(preparing.migrate)
 ledger.command("restore-mark", cls=Command)(preparing.restore_mark)
+ledger.command("partition", cls=Command)(partitions.partition)
 app.command("deliver", cls=Command)(delivering.deliver)
 app.command("pause", cls=Command)(deciding.pause)
 app.command("resume", cls=Command)(deciding.resume)

@@ -23,6 +23,7 @@ from ..settings import Settings, is_postgres
 from .explaining import explanations
 from .options import Json
 from .screen import Screen, moment, number, row, table
+from .staff import show_team, team
 
 if TYPE_CHECKING:
     from ..ledger.places import View
@@ -63,6 +64,9 @@ def status(
             help="With postgresql://…: also what waits on this host (env: LLM_METERING_LANE_FOLDER).",
         ),
     ] = None,
+    by_partition: Annotated[
+        bool, typer.Option("--partitions", help="Show what waits by partition, too (PostgreSQL).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what is recorded, pending, accepted, in doubt and dead, and whether the books are conserved."""
@@ -81,6 +85,7 @@ def status(
             "totals": _totals(balances),
             "balances": [_balance(b) for b in balances],
             "usage": usages,
+            **team(view, by_partition=by_partition),
         }
     )
     _show_status(screen, folder, standing, _totals(balances), now)
@@ -88,6 +93,7 @@ def status(
         screen.say(f"- {_here(waiting, now)}")
     for each in told:
         screen.say(f"- {each}")
+    show_team(screen, view, now, by_partition=by_partition)
     _show_customers(screen, balances)
     _show_usage(screen, usages)
     if not standing.conserved or (check and _needs_a_person(standing)):

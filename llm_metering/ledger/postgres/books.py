@@ -22,7 +22,7 @@ from ...protocols import (
 from .. import histories, rows, windows
 from ..books import Tally, UsageRow
 from ..rulings import WRITTEN_OFF
-from . import migrating
+from . import migrating, staff
 from .connecting import SCHEMA, Db, Link
 from .sending import LANE
 
@@ -149,6 +149,14 @@ class PostgresBooks:
             )
         )
         return sorted(found, key=lambda row: row.event.timestamp, reverse=True)
+
+    def workers(self) -> list[staff.WorkerRow]:
+        """Who records and delivers, those that are gone left out."""
+        return self._read(staff.workers)
+
+    def partitions(self) -> list[staff.PartitionRow]:
+        """Who sends for which customers, and what waits there."""
+        return self._read(staff.partitions)
 
     def meta(self, name: str) -> str | None:
         return self._read(lambda db: meta(db, name))

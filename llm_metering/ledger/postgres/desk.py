@@ -14,7 +14,7 @@ from ...decisions import MAX_SUBJECTS, SENDING, Decision, Pause, Ruling, What, n
 from ..desk import Decided
 from ..rulings import Rulings
 from ..sqlite import new_identifier
-from . import migrating
+from . import migrating, staff
 from .books import PAUSE, PostgresBooks, meta, pause_of
 from .connecting import Db, Link
 
@@ -77,6 +77,15 @@ class PostgresDesk:
     def resume(self, *, who: str, why: str) -> Decided:
         """Lift a person's pause."""
         return Decided(self._decide("resume", (SENDING,), who, why))
+
+    def give_partition(self, number: int, to: str | None) -> str | None:
+        """Let a worker have a partition, or whoever is short of one; return why that cannot be now."""
+
+        def body(db: Db) -> str | None:
+            migrating.check(db, self._link)
+            return staff.give(db, number, to, now=db.began_at)
+
+        return self._link.run(body)
 
     def _decide(
         self, what: What, names: tuple[str, ...], who: str, why: str, customer: str | None = None
