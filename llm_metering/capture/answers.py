@@ -101,12 +101,16 @@ class AppAnswer:
 
         Not a coroutine of its own: a message costs no more than a look at it, unless it has to wait.
         """
-        # Most chunks of a stream are put aside and nothing else; only bodies can have more to come.
-        if (left := self._left) and message.get("more_body"):
-            chunk = message.get("body")
-            if type(chunk) is bytes and 0 < len(chunk) < LOOK_AFTER_BYTES:
+        if left := self._left:
+            # Most chunks of a stream are put aside and nothing else; only bodies can have more to come. This
+            # is asked for every chunk: a subscript takes half the time of a `get`.
+            try:
+                has_more, body = message["more_body"], message["body"]
+            except KeyError:
+                has_more, body = False, None
+            if has_more and type(body) is bytes and 0 < len(body) < LOOK_AFTER_BYTES:
                 self._left = left - 1
-                self.aside.append(chunk)
+                self.aside.append(body)
                 return self._send(message)
         if message["type"] != "http.response.body":
             return self._pass_other(message)

@@ -17,14 +17,17 @@ FOLD = 1024 * 1024
 
 _USAGE = re.compile(rb'"usage(?!":\s*null)')
 """A key of a usage, but for the `"usage": null` that some providers put into every event."""
+_ANY_USAGE, _NO_USAGE, _TIGHT_USAGE = b'"usage', b'"usage":null', b'"usage":{'
+"""Bytes are searched from the end: that skips by the length of what it looks for, and takes a fifth of the
+time that the pattern does."""
 
 
 class WireEvents:
     """A stream of server-sent events, or of JSON lines."""
 
     __slots__ = (
-        "_api", "_carry", "_chunks", "_full", "_keep_text", "_light", "_max", "_named", "_next", "_provider",
-        "_raw", "_raw_size", "_seen", "_size", "_unsure", "tokens_so_far",
+        "_api", "_carry", "_chunks", "_full", "_keep_text", "_light", "_max", "_named", "_needle", "_next",
+        "_provider", "_raw", "_raw_size", "_seen", "_size", "_unsure", "tokens_so_far",
     )  # fmt: skip
 
     def __init__(self, provider: str | None, api: str | None, max_bytes: int, keep_text: bool) -> None:
@@ -43,6 +46,7 @@ class WireEvents:
         self._light = StreamTally(provider=provider, api=api)
         self._unsure = False
         self._named = False
+        self._needle = _ANY_USAGE
         self.tokens_so_far = 0
 
     def feed(self, chunk: bytes) -> None:
@@ -55,10 +59,8 @@ class WireEvents:
     def feed_all(self, chunks: list[bytes]) -> None:
         """Take several, in order."""
         self._chunks += chunks
-        self._size += sum(map(len, chunks))
         self.tokens_so_far += len(chunks)
-        if self._size > self._next:
-            self._scan()
+        self._scan()
 
     @property
     def complete(self) -> bool:
@@ -124,6 +126,8 @@ class WireEvents:
             # The first event names the answer.
             self._named = True
             self._peek(window)
+        if window.rfind(self._needle, done) < 0:
+            return
         while (found := _USAGE.search(window, done)) is not None:
             at = found.start()
             begin = max(window.rfind(b"\n", done, at), window.rfind(b"\r", done, at)) + 1 or done
@@ -133,6 +137,10 @@ class WireEvents:
                 self._light.feed(json.loads(_payload(window[begin:done])))
             except (ValueError, RecursionError):
                 self._unsure = True
+        if not done and _NO_USAGE in window:
+            # Who writes so tightly writes a usage so, too; should another hand write it, all is decoded at
+            # the end.
+            self._needle = _TIGHT_USAGE
 
     def _peek(self, window: bytes) -> None:
         begin = window.find(b"data:")

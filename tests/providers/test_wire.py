@@ -218,6 +218,28 @@ def test_the_first_bytes_decide_where_no_content_type_does() -> None:
     )
 
 
+@pytest.mark.parametrize("last", [compact, json.dumps, lambda e: json.dumps(e, separators=(" , ", " : "))])
+@pytest.mark.parametrize("inside", [lambda end: end, lambda end: {**end, "usage": None, "x_groq": end}])
+def test_usage_is_found_after_events_that_have_none_however_it_is_written(last: Any, inside: Any) -> None:
+    """As where a gateway adds the last event to a provider's own, with a hand of its own."""
+    end = inside(chunk("", USAGE, finish="stop"))
+    texts = [*(compact(chunk(f"w{n}")) for n in range(300)), last(end), "[DONE]"]
+    pieces = [f"data: {text}\n\n".encode() for text in texts]
+    whole = b"".join(pieces)
+    together = WireTally(content_type="text/event-stream")
+    for at in range(0, len(pieces), 100):
+        together.feed_all(pieces[at : at + 100])
+    expected = Usage(input=7, output=3)
+    assert together.result().usage == expected
+    assert read(whole, "text/event-stream", size=70_000).usage == expected
+    assert read(whole, "text/event-stream", size=333).usage == expected
+
+
+def test_usage_that_follows_one_that_is_none_in_one_piece_is_found() -> None:
+    body = sse([chunk("a"), chunk("b"), {**chunk("", USAGE), "choices": []}])
+    assert read(body, "text/event-stream", size=len(body)).usage == Usage(input=7, output=3)
+
+
 def test_a_long_stream_without_usage_keeps_all_of_its_text() -> None:
     pieces = [f"word{n} " for n in range(20_000)]
     body = sse([*map(chunk, pieces), chunk("", finish="stop")])
