@@ -16,8 +16,8 @@ from .invoice_items import Pending, add_pending
 from .invoices import style_of
 from .items import check_quantity, check_together, is_metered, items_of, new_item, price_for
 from .lists import merged_metadata
+from .prorations import elapsed, past_time, prorated, remaining_time, share, unused_time
 from .prorations import price_for as full_price
-from .prorations import prorated, remaining_time, share, unused_time
 from .store import Doc
 from .subscription_times import next_due
 from .tariffs import item_value, usage_of
@@ -52,6 +52,26 @@ def change_items(
 def charge_rest(call: Call, customer: Doc, subscription: Doc, item: Doc, prorates: bool, now: int) -> None:
     """Put a licensed item's share of a period that is under way on the next invoice."""
     _Change(call, customer, subscription, prorates, now).charge(item)
+
+
+def charge_past(call: Call, customer: Doc, subscription: Doc, item: Doc, since: int, now: int) -> None:
+    """Put a licensed item's time from a backdated start until now on the next invoice, in one amount."""
+    quantity = item["quantity"]
+    if quantity is None:
+        return
+    value = item_value(call.world, call.account, item)
+    tariff = value.tariff
+    pending = Pending(
+        elapsed(tariff, quantity, since, now),
+        Decimal(quantity),
+        tariff.rate.unit,
+        tariff,
+        past_time(tariff, quantity, since, now),
+        since,
+        now,
+        proration=True,
+    )
+    add_pending(call, customer, subscription, item["id"], pending, now)
 
 
 class _Change:

@@ -185,7 +185,7 @@ _DETAILS: Table = {
     "items": CHANGED_ITEMS,
     "proration_behavior": PRORATION,
 }
-_ALSO_NOT_PLAYED = "customer_account customer_details issuer on_behalf_of schedule schedule_details"
+_ALSO_NOT_PLAYED = "customer_account issuer on_behalf_of schedule schedule_details"
 _ITEM: Table = {
     **dict.fromkeys(("discounts", "invoiceitem", "tax_code", "tax_rates"), refused),
     "amount": integer(),
@@ -207,6 +207,7 @@ _PREVIEW: Table = {
     "automatic_tax": hash_of({"enabled": choice("false"), "liability": anything}),
     "currency": text(3),
     "customer": text(),
+    "customer_details": anything,
     "discounts": DISCOUNTS,
     "expand": EXPAND,
     "invoice_items": array(hash_of(_ITEM), 250),

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from .billing import Item, Tariff
 from .money import EXACT, add, minor_units
+from .periods import period_at, step
 from .rating import charges
 
 
@@ -24,6 +25,20 @@ def share(item: Item, now: int) -> tuple[int, int]:
 def prorated(price: Decimal, left: int, whole: int) -> int:
     """The part of a price that falls on the rest of a period, in whole minor units."""
     return minor_units(EXACT.divide(EXACT.multiply(price, Decimal(left)), Decimal(whole)))
+
+
+def elapsed(tariff: Tariff, quantity: int, since: int, now: int) -> int:
+    """What the time from a backdated start costs: whole periods counted from it, and a part of the next."""
+    start, end = period_at(since, tariff.interval, tariff.interval_count, now)
+    whole = 0
+    while step(since, tariff.interval, tariff.interval_count, whole) < start:
+        whole += 1
+    units = EXACT.add(Decimal(whole), EXACT.divide(Decimal(now - start), Decimal(end - start)))
+    return minor_units(EXACT.multiply(price_for(tariff, quantity), units))
+
+
+def past_time(tariff: Tariff, quantity: int, since: int, now: int) -> str:
+    return f"Time on {_many(quantity)}{tariff.name} from {_day(since)} until {_day(now)}"
 
 
 def unused_time(item: Item, quantity: int, now: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from . import subscription_tables as tables
 from .billing import MAX_LINES, first_lines
 from .cancellations import plan_end
-from .changes import charge_rest
+from .changes import charge_past, charge_rest
 from .discounts import give
 from .errors import invalid, missing_parameter, not_played
 from .events import emit
@@ -46,10 +46,8 @@ class Start:
     """Everything before the anchor is a trial."""
     stub: bool = False
     """The first period is what is left until the anchor."""
-
-    @property
-    def backdated(self) -> int | None:
-        return self.anchor if self.anchor < self.now else None
+    backdated: int | None = None
+    """When it began, if that is past. In flexible mode the periods are counted from there, too."""
 
 
 def create(call: Call) -> Doc:
@@ -67,6 +65,8 @@ def create(call: Call) -> Doc:
     items = _items(call, subscription, prices, start)
     if start.trial or start.stub:
         subscription["start_date"] = start.now
+    elif start.backdated is not None:
+        subscription["start_date"] = start.backdated
     if start.trial:
         subscription.update(status="trialing", trial_start=start.now, trial_end=start.anchor)
     due = next_due(subscription, items)
@@ -107,7 +107,7 @@ def _start(given: dict[str, Any], prices: list[Doc], mode: str, now: int) -> Sta
         return Start(now, now)
     [name] = chosen
     if name == "backdate_start_date":
-        return Start(now, _backdated(given[name], mode, now))
+        return _backdated(given[name], mode, now)
     if name.startswith("trial"):
         return _trial(given, now)
     if name == "billing_cycle_anchor_config":
@@ -115,12 +115,12 @@ def _start(given: dict[str, Any], prices: list[Doc], mode: str, now: int) -> Sta
     return Start(now, _anchor(given[name], prices, now), stub=True)
 
 
-def _backdated(at: int, mode: str, now: int) -> int:
+def _backdated(at: int, mode: str, now: int) -> Start:
     if at > now:
         raise invalid("backdate_start_date must be in the past.", "backdate_start_date")
-    if mode == "classic":
-        raise not_played("backdate_start_date")
-    return at
+    if at == now:
+        return Start(now, now)
+    return Start(now, at if mode == "flexible" else now, backdated=at)
 
 
 def _trial(given: dict[str, Any], now: int) -> Start:
@@ -157,6 +157,9 @@ def _items(call: Call, subscription: Doc, prices: list[Doc], start: Start) -> li
             item.update(
                 current_period_start=start.now, current_period_end=start.anchor, _since=start.now, _free=True
             )
+    if start.backdated is not None and subscription["billing_mode"]["type"] == "classic":
+        for item in items:
+            item["_since"] = start.backdated  # what was used since then is on the first period's invoice
     return items
 
 
@@ -168,15 +171,18 @@ def _add_once(call: Call, customer: Doc, subscription: Doc) -> None:
 
 def _bill_first(call: Call, subscription: Doc, customer: Doc, docs: list[Doc], start: Start) -> None:
     """Make the first invoice, where there is something to put on it, and see to its payment."""
-    now, backdated = start.now, start.backdated
+    now, prorates = start.now, call.params.get("proration_behavior") != "none"
+    mode = subscription["billing_mode"]["type"]
+    backdated = start.backdated if prorates and mode == "flexible" else None
+    if mode == "classic" and prorates and start.backdated is not None:
+        for doc in docs:
+            charge_past(call, customer, subscription, doc, start.backdated, now)
     if start.stub:
-        prorates = call.params.get("proration_behavior") != "none"
         for doc in docs:
             charge_rest(call, customer, subscription, doc, prorates, now)
         docs = [doc for doc in docs if doc["quantity"] is None]
     items = [item_value(call.world, call.account, doc) for doc in docs]
     usage = usage_of(call.world, call.account, customer["id"])
-    mode = subscription["billing_mode"]["type"]
     lines = first_lines(items, mode, backdated, usage, style_of(call))
     pending = pending_items(call, customer["id"], subscription["id"])
     if len(lines) > MAX_LINES:
@@ -193,7 +199,7 @@ def _bill_first(call: Call, subscription: Doc, customer: Doc, docs: list[Doc], s
         lines,
         "subscription_create",
         created=now,
-        start=now if backdated is None else backdated,
+        start=now if start.backdated is None else start.backdated,
         end=now,
         pending=pending,
         collection_method=subscription["collection_method"],

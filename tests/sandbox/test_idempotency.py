@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import stripe
@@ -101,11 +102,11 @@ def test_a_retry_of_the_same_event_under_the_same_key_replays_and_counts_once(sa
 @pytest.mark.parametrize("kind", ["idempotency_error", "invalid_request_error"])
 def test_a_key_that_is_still_running_gets_409(sandbox, api, refused, kind):
     sandbox.set_switches(idempotency_clash_type=kind)
-    sandbox.fault("slow", path="/v1/customers", seconds=0.5)
+    sandbox.fault("slow", path="/v1/customers", seconds=1.5)
     slow = threading.Thread(target=sandbox.client().v1.customers.create, args=({"name": "a"}, key()))
     slow.start()
     while not sandbox.app.under_way:
-        pass
+        time.sleep(0.001)
     error = refused(api.customers.create, {"name": "a"}, key())
     slow.join()
     assert error.http_status == 409

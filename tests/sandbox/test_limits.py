@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import requests
 import stripe
+from llm_metering.sandbox.limits import Limits
+from llm_metering.sandbox.store import Account
 
 
 @pytest.fixture
@@ -57,6 +59,22 @@ def test_live_meter_events_have_a_limit_of_their_own(limited):
         for _ in range(150):
             session.post(f"{limited.url}/v1/billing/meter_events", data=event).raise_for_status()
     assert limited.books().events() == 150
+
+
+@pytest.mark.parametrize(
+    ("path", "requests_of", "allowed"),
+    [
+        ("/v1/billing/meter_events", 1, 1_000),
+        ("/v2/billing/meter_events", 1, 1_000),
+        ("/v2/billing/meter_event_stream", 100, 100),
+    ],
+)
+def test_live_meter_events_are_limited_by_the_second_the_stream_by_its_events(path, requests_of, allowed):
+    limits, account = Limits(), Account(1, "acct_1", True)
+    found = [limits.check(account, f"POST {path}", requests_of, 5.5) for _ in range(allowed + 1)]
+    assert [refusal is None for refusal in found] == [True] * allowed + [False]
+    assert found[-1].headers["Stripe-Rate-Limited-Reason"] == "endpoint-rate"
+    assert limits.check(account, f"POST {path}", requests_of, 6.0) is None
 
 
 def test_accounts_do_not_share_a_limit(limited):

@@ -165,10 +165,10 @@ def test_the_formula_says_how_events_add_up(shop, formula, value):
     meter = api.billing.meters.create(
         {**METER, "event_name": formula, "default_aggregation": {"formula": formula}}
     )
-    for n, used in enumerate((1, 2, 4, 3)):
+    for at, used in ((0, 1), (3, 3), (2, 4), (1, 2)):  # the latest use is not what came last
         payload = {"stripe_customer_id": shop.customer.id, "value": str(used)}
         api.billing.meter_events.create(
-            {"event_name": formula, "payload": payload, "timestamp": HOUR - 100 + n}
+            {"event_name": formula, "payload": payload, "timestamp": HOUR - 100 + at}
         )
     given = {"customer": shop.customer.id, "start_time": HOUR - 120, "end_time": HOUR}
     [found] = api.billing.meters.event_summaries.list(meter.id, given).data

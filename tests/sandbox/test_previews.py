@@ -211,3 +211,12 @@ def test_descriptions_are_written_in_the_currency_and_interval(shop, currency, r
     subscription = shop.subscribe(price)
     shop.use(2)
     assert [line.description for line in shop.preview(subscription).lines.data] == [description]
+
+
+def test_a_new_subscription_can_be_previewed_for_somebody_who_is_no_customer_yet(shop):
+    given = {"subscription_details": {"items": [{"price": shop.licence().id, "quantity": 3}]}}
+    address = {"country": "US", "postal_code": "10001"}
+    for details in ({}, {"customer_details": {"address": address}}):
+        preview = shop.api.invoices.create_preview({**given, **details})
+        assert (preview.total, preview.customer) == (30_000, None)
+    assert len(shop.api.customers.list().data) == 1

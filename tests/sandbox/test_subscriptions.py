@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import stripe
 
 START = 1_768_478_400
@@ -198,6 +199,53 @@ def test_a_backdated_start_makes_at_most_250_lines(shop, refused):
     daily = shop.licence(recurring={"interval": "day"})
     error = refused(shop.subscribe, daily, backdate_start_date=START - 300 * 86_400, **SENT)
     assert error.param == "backdate_start_date"
+
+
+@pytest.mark.parametrize(
+    ("back", "amount"),
+    [
+        (START - 8 * 86_400, round(10_000 * 8 / 31)),  # of an imagined month from January 7
+        (START - (31 + 8) * 86_400, round(10_000 * (1 + 8 / 31))),  # a whole one from December 7, and 8 days
+    ],
+    ids=["a part of a month", "more than a month"],
+)
+def test_a_backdated_classic_start_bills_the_past_in_one_prorated_line(shop, back, amount):
+    licence = shop.licence()
+    given = {"billing_mode": {"type": "classic"}, "backdate_start_date": back, **SENT}
+    subscription = shop.subscribe(licence, **given)
+    assert (subscription.start_date, subscription.billing_cycle_anchor) == (back, START)
+    [past, coming] = sorted(
+        shop.api.invoices.retrieve(subscription.latest_invoice).lines.data, key=lambda one: one.period.start
+    )
+    assert (past.amount, past.period.start, past.period.end) == (amount, back, START)
+    assert past.parent.subscription_item_details.proration
+    assert (coming.amount, coming.period.start) == (10_000, START)
+
+
+def test_usage_since_a_backdated_classic_start_is_on_the_first_periods_invoice(shop):
+    shop.use(150, timestamp=START - 20 * 86_400)
+    shop.use(1000, timestamp=START - 30 * 86_400)
+    given = {"billing_mode": {"type": "classic"}, "backdate_start_date": START - 25 * 86_400}
+    subscription = shop.subscribe(shop.price, **given)
+    assert shop.api.invoices.retrieve(subscription.latest_invoice).total == 0
+    shop.use(250)
+    assert shop.preview(subscription).total == 4 * 4
+
+
+@pytest.mark.parametrize("mode", ["classic", "flexible"])
+def test_the_past_of_a_backdated_start_can_be_left_uncharged(shop, mode):
+    shop.use(150, timestamp=START - 34 * 86_400)
+    back = START - 70 * 86_400
+    subscription = shop.subscribe(
+        shop.price,
+        shop.licence(),
+        billing_mode={"type": mode},
+        backdate_start_date=back,
+        proration_behavior="none",
+        **SENT,
+    )
+    assert subscription.start_date == back
+    assert shop.api.invoices.retrieve(subscription.latest_invoice).total == 10_000
 
 
 def test_a_start_in_the_future_is_no_backdate(shop, refused):

@@ -419,3 +419,13 @@ def test_webhooks_are_delivered_over_http_on_request(client, sandbox, snapshots,
     receiver.wait(1)
     answer = requests.post(f"{sandbox.url}/_sandbox/webhooks/deliver")
     assert answer.json() == {"delivered": 1}
+
+
+def test_a_deletion_by_v2_is_replayed_under_its_key(client, thin, refused):
+    """v2 deletes under an idempotency key, too: the answer that got lost is told again."""
+    destinations = client.v2.core.event_destinations
+    first = destinations.delete(thin.id, {}, {"idempotency_key": "gone"})
+    again = destinations.delete(thin.id, {}, {"idempotency_key": "gone"})
+    assert first.id == again.id == thin.id
+    assert again.last_response.headers["Idempotent-Replayed"] == "true"
+    assert refused(destinations.delete, thin.id, {}, {"idempotency_key": "another"}).http_status == 404
