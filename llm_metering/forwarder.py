@@ -231,8 +231,10 @@ class Forwarder:
             self._telemetry.failure("forwarder.round", exc)
         self._telemetry.count("forwarder.failed")
         self.problem = " ".join(str(exc).split())
-        since = self._failing_since = self._failing_since or self._monotonic()
-        if self._monotonic() - since >= LATE_S and not self._told_late:
+        at = self._monotonic()
+        if self._failing_since is None:
+            self._failing_since = at
+        if at - self._failing_since >= LATE_S and not self._told_late:
             self._told_late = True
             self._telemetry.alarm(
                 "forwarder.waiting",

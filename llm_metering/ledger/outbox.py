@@ -184,6 +184,8 @@ class Outbox:
         if held is None:
             return 0  # the lane was removed under us, and nothing of it is left to note
         course = held.course
+        if not course.number and isinstance(answer, OfferAgain):
+            held.before = held.lane.last_seq()  # we know nothing, and the ledger knows us
         course.number, course.mark, course.heard_at = answer.number, answer.mark, now
         if isinstance(answer, OfferAgain):
             return self._begin_again(held, now)

@@ -1,5 +1,5 @@
-"""Services and workers on one PostgreSQL, and `kill -9` of any of them, the server too: all that was
-acknowledged is billed once."""
+"""Services and workers on one PostgreSQL, and `kill -9` of any of them, the server too, or a standby that was
+behind in its place: all that was acknowledged is billed once, or stands in the ledger with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_metering import billing
+from llm_metering import Metering, Settings, billing
+from llm_metering.ledger.outbox import waiting_in
 from llm_metering.ledger.postgres import PostgresBooks, migrate
 from tests.e2e.test_external_delivery import Play, kill
 from tests.ledger.postgres.cluster import Cluster, needed
@@ -30,6 +31,11 @@ class Fleet(Play):
         self.folder: Any = cluster.new_database()
         migrate(self.folder)
         self.books = PostgresBooks(self.folder)
+        self.lanes = tmp_path / "lanes"
+
+    def env(self, **more: str) -> dict[str, str]:
+        given = {"LLM_METERING_LANE_FOLDER": str(self.lanes), "LLM_METERING_FORWARD_EVERY_S": "0.1"}
+        return super().env(**{**given, **more})
 
     def wait_for(self, accepted: int, within: float = 30) -> None:
         deadline = time.monotonic() + within
@@ -46,6 +52,15 @@ class Fleet(Play):
             "meter_event SET lease_until = 0 WHERE state = 'SENDING'",
         ):
             self.cluster.execute(f"UPDATE {SCHEMA}.{query}", database=database)
+
+    def forward_the_rest(self) -> None:
+        """Another process comes to this host, and forwards what killed ones left."""
+        settings = Settings(lane_folder=str(self.lanes), deliver="external", forward_every_s=0.1)
+        with Metering(ledger=self.folder, settings=settings):
+            deadline = time.monotonic() + 60
+            while (waiting := waiting_in(self.lanes)).records or waiting.streams:
+                assert time.monotonic() < deadline, f"seed {SEED}: {waiting}"
+                time.sleep(0.1)
 
     def ids(self) -> list[str]:
         database = self.folder.partition("?")[0].rpartition("/")[2]
@@ -91,6 +106,7 @@ def test_whoever_is_killed_all_that_was_acknowledged_is_billed_once(fleet: Fleet
     fleet.wait_for(so_far + 20)  # it goes on after all of that
     for process in pods + workers:
         kill(process)
+    fleet.forward_the_rest()
     fleet.let_leases_run_out()
     last = fleet.worker("--once")
     assert last.wait(120) == 0, f"seed {SEED}: {fleet.books.status(now=time.time())}"
@@ -101,3 +117,42 @@ def test_whoever_is_killed_all_that_was_acknowledged_is_billed_once(fleet: Fleet
     assert set(status.events) == {"ACCEPTED"}
     assert status.conserved
     assert sum(row.value for row in sandbox.books()) == len(there), f"seed {SEED}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_standby_that_is_behind_takes_over_and_nothing_is_lost_or_billed_twice(
+    fleet: Fleet, sandbox: Any
+) -> None:
+    pods = [fleet.service() for _ in range(2)]
+    workers = [fleet.worker() for _ in range(2)]
+    fleet.wait_for(20)
+    standby = fleet.cluster.base_backup()
+    billed = sum(row.value for row in sandbox.books())
+    deadline = time.monotonic() + 60
+    while sum(row.value for row in sandbox.books()) < billed + 50:  # sent, and about to be forgotten
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    fleet.cluster.fail_over(standby)
+    then = len(fleet.acknowledged())
+    deadline = time.monotonic() + 60
+    while len(so_far := fleet.acknowledged()) < then + 100:
+        assert time.monotonic() < deadline, "services go on"
+        time.sleep(0.1)
+    while not so_far <= set(fleet.ids()):
+        assert time.monotonic() < deadline, "what was lost is offered again"
+        time.sleep(0.1)
+    for process in pods + workers:
+        kill(process)
+    fleet.forward_the_rest()
+    fleet.let_leases_run_out()
+    assert fleet.worker("--once").wait(120) == 0
+    there = fleet.ids()
+    assert fleet.acknowledged() <= set(there)
+    status, billed = fleet.books.status(now=time.time()), sum(row.value for row in sandbox.books())
+    assert status.conserved
+    assert status.held_records > 0, "what was sent and forgotten is not sent again"
+    assert set(status.events) <= {"ACCEPTED", "IN_DOUBT"}
+    doubted = sum(b.in_doubt for b in fleet.books.balances())
+    assert billed <= len(there)
+    assert len(there) - billed <= status.held_records + doubted

@@ -64,6 +64,7 @@ class Host:
             answer = self.ledger.take_in(offer, now=self.fleet.now)
             self.again += self.outbox.answered(offer, answer, now=self.fleet.now)
         self.outbox.tidy(now=self.fleet.now)
+        self.outbox.save(now=self.fleet.now)
 
     def die(self) -> None:
         """Without a word; its lanes are there for whoever comes."""
