@@ -178,6 +178,8 @@ class Reading:
     uncounted: str | None = None
     """What our count leaves out because it cannot be told from the request and the text, such as hidden
     reasoning or hosted tools."""
+    beside: tuple[Reading, ...] = ()
+    """What other models used for this answer, such as an advisor; not part of `usage`, recorded apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,17 @@ class Recorder:
             scope.note_recorded(reading.api)
             if (seen := scope.root.seen) is not None and seen.listeners:
                 tell(seen.listeners, reading, surface)
+            for each in reading.beside:
+                name = None if id is None else f"{id}:{each.response_id}"
+                self.record(
+                    each,
+                    surface=surface,
+                    customer=customer,
+                    dimensions=dimensions,
+                    id=name,
+                    used_at=used_at,
+                    scope=scope,
+                )
             fixed = self._fixed(surface, customer, model, dimensions, id, used_at, scope)
             if self._is_plain(reading):
                 return self._finish(self._made(*fixed, reading), closes, scope)

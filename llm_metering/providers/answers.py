@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..fields import first, get, is_object, text
+from ..fields import first, get, is_object, items, text
 from ..usage import Reading, Usage, Written
 from .dialects import by_attributes, dialect_of
 from .numbers import UnbelievableUsage, usage_of
-from .shapes import Shape, shape_of
+from .shapes import MESSAGES, Shape, shape_of
 
 
 def read_response(
@@ -38,6 +38,10 @@ def read_response(
         return Reading(provider=provider, api=api, problem=str(exc))
     except Exception as exc:
         return Reading(provider=provider, api=api, problem=f"the answer could not be read: {exc!r}"[:200])
+
+
+OTHER_USAGE = (("usage",), ("result", "usage"))
+"""Where an answer of a shape that we do not know may hold a usage; Cloudflare wraps its own in a result."""
 
 
 class Unreadable(ValueError):
@@ -80,6 +84,7 @@ def read_answer(
         problem=problem,
         text=joined(words),
         written=words if words is not None and is_more_than_text(words) else None,
+        beside=advised(reported, text(first(answer, shape.id))) if shape is MESSAGES else (),
     )
 
 
@@ -98,6 +103,26 @@ def believed(reported: Any) -> tuple[Usage, str | None]:
         return Usage(), f"reported usage cannot be believed: {exc}"
 
 
+def advised(reported: Any, response_id: str | None) -> tuple[Reading, ...]:
+    """What Anthropic's advisor used, another model that the usage itself leaves out."""
+    found = []
+    for number, each in enumerate(items(get(reported, "iterations"))):
+        if get(each, "type") == "advisor_message":
+            usage, problem = believed(each)
+            name = None if response_id is None else f"{response_id}:{number}"
+            found.append(
+                Reading(
+                    usage,
+                    text(get(each, "model")),
+                    name,
+                    provider="anthropic",
+                    api="messages",
+                    problem=problem,
+                )
+            )
+    return tuple(found)
+
+
 def _kind(value: Any) -> str:
     return type(value).__name__
 
@@ -114,7 +139,7 @@ def is_more_than_text(words: Written) -> bool:
 
 def _unknown(answer: Any, provider: str | None, api: str | None) -> Reading:
     """An answer of a shape that we do not know, with a usage that we do."""
-    reported = get(answer, "usage")
+    reported = first(answer, OTHER_USAGE)
     usage, problem = believed(reported) if dialect_of(reported) else (Usage(), None)
     return Reading(
         usage=usage,

@@ -56,6 +56,7 @@ _CACHED_BESIDE = Number("cached", "cached_input")
 _WRITTEN_BESIDE = Number("written", "cached_write")
 _REASONING_BESIDE = Number("reasoning", "reasoning")
 _TOOL_INPUT = Number("tool_input", "input")
+_CITED = Number("cited", "input")
 
 _OPENAI_INPUT_DETAILS: Names = {
     "cached_tokens": _CACHED,
@@ -75,23 +76,50 @@ _OPENAI_OUTPUT_DETAILS: Names = {
     "audio": _OUTPUT_AUDIO,
 }
 
+_OPENAI_NAMES: Names = {
+    "prompt_tokens": _INPUT_NEEDED,
+    "completion_tokens": _OUTPUT_NEEDED,
+    "prompt_tokens_details": _OPENAI_INPUT_DETAILS,
+    "prompt_token_details": _OPENAI_INPUT_DETAILS,  # Assistants, Writer
+    "completion_tokens_details": _OPENAI_OUTPUT_DETAILS,
+    "completion_token_details": _OPENAI_OUTPUT_DETAILS,  # Writer
+    "prompt_cache_hit_tokens": _CACHED,  # DeepSeek
+    "cached_tokens": _CACHED,  # Moonshot
+    "cache_read_input_tokens": _CACHED,  # LiteLLM adds Anthropic's to prompt_tokens
+    "cache_creation_input_tokens": _WRITTEN,
+    "reasoning_tokens": _REASONING,  # SGLang
+}
 OPENAI = Dialect(
     keys=("prompt_tokens", "completion_tokens"),
-    names={
-        "prompt_tokens": _INPUT_NEEDED,
-        "completion_tokens": _OUTPUT_NEEDED,
-        "prompt_tokens_details": _OPENAI_INPUT_DETAILS,
-        "prompt_token_details": _OPENAI_INPUT_DETAILS,  # Assistants, Writer
-        "completion_tokens_details": _OPENAI_OUTPUT_DETAILS,
-        "completion_token_details": _OPENAI_OUTPUT_DETAILS,  # Writer
-        "prompt_cache_hit_tokens": _CACHED,  # DeepSeek
-        "cached_tokens": _CACHED,  # Moonshot
-        "cache_read_input_tokens": _CACHED,  # LiteLLM adds Anthropic's to prompt_tokens
-        "cache_creation_input_tokens": _WRITTEN,
-        "reasoning_tokens": _REASONING,  # Perplexity
-    },
+    names=_OPENAI_NAMES,
     total="total_tokens",
-)  # fmt: skip
+    beyond="reasoning",
+)
+
+MISTRAL = Dialect(
+    keys=("prompt_audio_seconds",),
+    names=_OPENAI_NAMES,
+    total="total_tokens",
+    beyond="input_audio",
+)
+"""As OpenAI's; the tokens of audio are in the total only."""
+
+PERPLEXITY = Dialect(
+    keys=("citation_tokens", "num_search_queries"),
+    names={**_OPENAI_NAMES, "citation_tokens": _CITED, "reasoning_tokens": _REASONING_BESIDE},
+)
+"""As OpenAI's; what its research read and thought is billed beside, and left out of the total."""
+
+_COMPACTION = Summed(
+    (
+        (("input_tokens",), Number("compacted", "input")),
+        (("output_tokens",), Number("summary", "output")),
+        (("cache_read_input_tokens",), Number("compacted_cached", "cached_input")),
+        (("cache_creation_input_tokens",), Number("compacted_written", "cached_write")),
+    ),
+    kind="compaction",
+)
+"""Anthropic's summary of a long conversation: the one kind of iteration that its own numbers leave out."""
 
 ANTHROPIC_OR_RESPONSES = Dialect(
     keys=("input_tokens", "output_tokens", "cache_read_input_tokens"),
@@ -106,6 +134,7 @@ ANTHROPIC_OR_RESPONSES = Dialect(
         # Anthropic's Messages: beside the input.
         "cache_read_input_tokens": _CACHED_BESIDE,
         "cache_creation_input_tokens": _WRITTEN_BESIDE,
+        "iterations": _COMPACTION,
     },
     total="total_tokens",
 )
@@ -113,6 +142,12 @@ ANTHROPIC_OR_RESPONSES = Dialect(
 _INPUT_BY_KIND = ByModality({"audio": _INPUT_AUDIO, "image": _INPUT_IMAGE})
 _CACHED_BY_KIND = ByModality({"audio": _CACHED_AUDIO, "image": _CACHED_IMAGE})
 _OUTPUT_BY_KIND = ByModality({"audio": _OUTPUT_AUDIO, "image": _OUTPUT_IMAGE})
+
+
+def _spelled(name: str) -> str:
+    return re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name)
+
+
 _GEMINI_NAMES: dict[str, Number | ByModality] = {
     "promptTokenCount": _INPUT,
     "candidatesTokenCount": _OUTPUT,
@@ -128,14 +163,19 @@ _GEMINI_NAMES: dict[str, Number | ByModality] = {
 }
 
 GEMINI = Dialect(
-    keys=("promptTokenCount", "prompt_token_count", "totalTokenCount", "total_token_count"),
+    keys=("promptTokenCount", "totalTokenCount", "candidatesTokenCount", "thoughtsTokenCount"),
+    names=_GEMINI_NAMES,
+    total="totalTokenCount",
+)
+GEMINI_SDK = Dialect(
+    keys=tuple(map(_spelled, GEMINI.keys)),
     names={
-        **_GEMINI_NAMES,
-        # The SDKs' spelling.
-        **{re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): n for name, n in _GEMINI_NAMES.items()},
+        **{_spelled(name): number for name, number in _GEMINI_NAMES.items()},
         "generation_token_count": _OUTPUT,  # Llama on Bedrock shares prompt_token_count
     },
+    total="total_token_count",
 )
+"""As the SDKs spell it."""
 
 CONVERSE = Dialect(
     keys=("inputTokens", "outputTokens"),
@@ -196,6 +236,10 @@ INTERACTIONS = Dialect(
         "total_output_tokens": _OUTPUT,
         "total_thought_tokens": _REASONING_BESIDE,
         "total_reasoning_tokens": _REASONING_BESIDE,
+        "input_tokens_by_modality": _INPUT_BY_KIND,
+        "tool_use_tokens_by_modality": _INPUT_BY_KIND,
+        "cached_tokens_by_modality": _CACHED_BY_KIND,
+        "output_tokens_by_modality": _OUTPUT_BY_KIND,
     },
 )
 """Gemini's Interactions."""
@@ -224,6 +268,6 @@ TOTAL_ONLY = Dialect(keys=("total_tokens",), names={"total_tokens": _INPUT})
 """Embeddings and rerankers that report nothing but their sum (Voyage, Jina)."""
 
 DIALECTS = (
-    OPENAI, ANTHROPIC_OR_RESPONSES, GEMINI, CONVERSE, INVOCATION, TITAN, TGI, COHERE, OLLAMA,
-    INTERACTIONS, WATSONX, VERTEX_EMBEDDINGS, TOTAL_ONLY,
+    PERPLEXITY, MISTRAL, OPENAI, ANTHROPIC_OR_RESPONSES, GEMINI, GEMINI_SDK, CONVERSE, INVOCATION, TITAN,
+    TGI, COHERE, OLLAMA, INTERACTIONS, WATSONX, VERTEX_EMBEDDINGS, TOTAL_ONLY,
 )  # fmt: skip

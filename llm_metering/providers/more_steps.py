@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..fields import first, get, items, text
+from .answers import OTHER_USAGE
 
 if TYPE_CHECKING:
     from .streams import StreamTally
@@ -78,4 +79,23 @@ def tgi(tally: StreamTally, event: Any) -> None:
         tally.failed = True
 
 
-__all__ = ["conversations", "interactions", "tgi", "watsonx"]
+def media(tally: StreamTally, event: Any) -> None:
+    """Streamed images, transcriptions and speech: the usage in the event that ends them."""
+    kind = text(get(event, "type")) or ""
+    if kind.endswith((".completed", ".done")) and (usage := get(event, "usage")) is not None:
+        tally.ended = True
+        tally.name(None, get(event, "model"))
+        tally.report(usage, final=True)
+    elif kind == "error":
+        tally.failed = True
+
+
+def other(tally: StreamTally, event: Any) -> None:
+    """A stream that we do not know, with a usage that we do: running totals in any of its events."""
+    tally.name(get(event, "id"), get(event, "model"))
+    words = first(event, (("response",), ("output", "text")))  # Cloudflare's, and Alibaba's
+    reason = first(event, (("finish_reason",), ("output", "finish_reason")))
+    tally.report(first(event, OTHER_USAGE), final=not words or reason not in (None, "null"))
+
+
+__all__ = ["conversations", "interactions", "media", "other", "tgi", "watsonx"]

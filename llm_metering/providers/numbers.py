@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from .._values import dataclass, maker
-from ..fields import Path, dig, fields, get, items
+from ..fields import Path, dig, fields, first, get, items
 from ..usage import LEAVES, MAX_TOKENS, Usage
 
 
@@ -47,6 +47,8 @@ class Summed:
 
     numbers: tuple[tuple[Path, Number], ...]
     """Where each number stands in an item, and what it is."""
+    kind: str | None = None
+    """Only items of this `type` count; None for all."""
 
 
 Names = Mapping[str, "Number | ByModality | Summed | Names"]
@@ -62,7 +64,9 @@ class Dialect:
     """Any of these in a usage object says that it is this dialect."""
     names: Names
     total: str | None = None
-    """Its sum, to tell whether the completion holds the reasoning."""
+    """Its sum, which shows whether the completion holds the reasoning, and what was left unsaid."""
+    beyond: str | None = None
+    """The leaf of what the sum holds beyond all that was reported by name, such as hidden reasoning."""
     plans: Plans = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
@@ -92,8 +96,8 @@ def _as_found(reported: Any, dialect: Dialect) -> Usage:
             # A part of a total that was not reported cannot be taken from it.
             if leaf in leaves:
                 leaves[leaf] += sign * count
-    if dialect.total is not None and "reasoning" in found and found["reasoning"][0]:
-        _reasoning_apart(leaves, found, get(reported, dialect.total))
+    if dialect.total is not None:
+        _as_the_total_shows(leaves, found, get(reported, dialect.total), dialect.beyond)
     for name, count in leaves.items():
         if not 0 <= count <= MAX_TOKENS:
             raise UnbelievableUsage(_why(name, count))
@@ -120,7 +124,8 @@ it is read, None where only `_as_found` can tell."""
 _MOST_PLANS = 256
 _MOST_CHARS = 2000
 _INDEX = {leaf: index for index, leaf in enumerate(LEAVES)}
-_OF_THE_TOTAL = _, _OUTPUT, _REASONING = tuple(_INDEX[leaf] for leaf in ("input", "output", "reasoning"))
+_OF_THE_TOTAL_NAMES = ("input", "output", "reasoning")
+_OF_THE_TOTAL = _INPUT, _OUTPUT, _REASONING = tuple(_INDEX[leaf] for leaf in _OF_THE_TOTAL_NAMES)
 
 
 def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
@@ -135,7 +140,8 @@ def _as_planned(reported: dict[str, Any], dialect: Dialect) -> Usage | None:
     for count in counts:
         if type(count) is not int or not 0 <= count <= MAX_TOKENS:
             return None
-    return arithmetic(parts)(counts, None if dialect.total is None else reported.get(dialect.total))
+    total = None if dialect.total is None else reported.get(dialect.total)
+    return arithmetic(parts, dialect.beyond)(counts, total)
 
 
 def parts_of(reported: Any, dialect: Dialect) -> tuple[list[tuple[str, ...]], tuple[Part, ...]] | None:
@@ -154,11 +160,12 @@ Arithmetic = Callable[[Sequence[int], Any], "Usage | None"]
 
 
 @lru_cache(maxsize=_MOST_PLANS)
-def arithmetic(parts: tuple[Part, ...]) -> Arithmetic:
+def arithmetic(parts: tuple[Part, ...], beyond: str | None = None) -> Arithmetic:
     """What takes numbers apart into leaves, given one number from 0 to 2**63-1 for each part, and the total.
 
-    It gives None where too much is taken from a leaf. Most answers come this way, so it is written out as one
-    function: for a prompt and what of it was cached, `return usage(n0 - n1, n1, None, …)`.
+    It gives None where too much is taken from a leaf, or the total shows what only `_as_found` sees to. Most
+    answers come this way, so it is written out as one function: for a prompt and what of it was cached,
+    `return usage(n0 - n1, n1, None, …)`.
     """
     sums: dict[int, list[str]] = {}
     for number, part in enumerate(parts):
@@ -171,11 +178,15 @@ def arithmetic(parts: tuple[Part, ...]) -> Arithmetic:
                 sums[leaf].append(f"{'+' if sign > 0 else '-'} n{number}")
     lines = [f"[{', '.join(f'n{number}' for number in range(len(parts)))}] = numbers"]
     lines += [f"leaf{leaf} = {' '.join(terms)}" for leaf, terms in sums.items()]
-    if _REASONING in sums and _OUTPUT in sums:
-        # Where the total shows that the completion never held the reasoning, as in `_reasoning_apart`.
+    if _OUTPUT in sums and _REASONING not in sums:
+        if beyond is not None and _INPUT in sums:
+            lines.append(f"if type(total) is int and total > {prompt} {completion}: return None")
+    elif _OUTPUT in sums and all(part.moves for part in parts if part.leaf == _REASONING):
         lines.append(
             f"if ({thought}) and total == {prompt} {completion} {thought}: leaf{_OUTPUT} += {thought}"
         )
+    elif _OUTPUT in sums:
+        lines.append(f"if ({thought}) and total == {prompt} {completion}: return None")
     # The others are what they were, and so need no check by `Usage` either.
     several = [f"0 <= leaf{leaf} <= {MAX_TOKENS}" for leaf, terms in sums.items() if len(terms) > 1]
     if several:
@@ -247,9 +258,11 @@ def _collect(present: Mapping[str, Any], names: Names, found: Found) -> None:
         elif isinstance(rule, ByModality):
             for part in items(value):
                 if (number := rule.numbers.get(_modality(part))) is not None:
-                    _note(name, _either(part, "tokenCount", "token_count"), number, found, add=True)
+                    _note(name, first(part, _COUNTS), number, found, add=True)
         elif isinstance(rule, Summed):
             for part in items(value):
+                if rule.kind is not None and get(part, "type") != rule.kind:
+                    continue
                 for path, number in rule.numbers:
                     _note(path[-1], dig(part, path), number, found, add=True)
         elif value is not None and isinstance(rule, Mapping):
@@ -277,21 +290,26 @@ def _modality(part: Any) -> str:
     return MODALITIES.get(str(getattr(kind, "value", kind)), "")
 
 
-def _either(part: Any, name: str, other: str) -> Any:
-    value = get(part, name)
-    return get(part, other) if value is None else value
-
-
-def _reasoning_apart(leaves: dict[str, int], found: Found, total: Any) -> None:
-    """Give the completion back what was taken, where the total shows that it never held the reasoning.
-
-    xAI, and Gemini behind OpenAI's shape: total = prompt + completion + reasoning.
-    """
-    prompt, completion, reasoning = (
-        found[slot][0] if slot in found else 0 for slot in ("input", "output", "reasoning")
+def _as_the_total_shows(leaves: dict[str, int], found: Found, total: Any, beyond: str | None) -> None:
+    """Put right what the parts alone do not show, where the provider's total does."""
+    prompt, completion, thought = (
+        sum(count for count, number in found.values() if number.adds == leaf) for leaf in _OF_THE_TOTAL_NAMES
     )
-    if total == prompt + completion + reasoning and "output" in leaves:
-        leaves["output"] += reasoning
+    if type(total) is not int or "output" not in leaves:
+        return
+    if "reasoning" not in found:
+        if beyond is not None and beyond not in leaves and "input" in leaves and total > sum(leaves.values()):
+            # Gemini behind OpenAI's shape does not say that it thought, Mistral not how long it listened.
+            leaves[beyond] = total - sum(leaves.values())
+    elif not found["reasoning"][1].moves:
+        if total == prompt + completion and 0 < thought <= completion:
+            leaves["output"] -= thought  # Gemini's previews counted thoughts among the candidates
+    elif total == prompt + completion + thought:
+        leaves["output"] += thought  # xAI, and Gemini behind OpenAI's shape: it never held the reasoning
+    elif total == prompt + completion and leaves["output"] < 0:
+        # OpenRouter counts reasoning by another tokenizer: it cannot be more than was billed.
+        leaves["reasoning"] += leaves["output"]
+        leaves["output"] = 0
 
 
 def _why(leaf: str, count: int) -> str:
@@ -305,6 +323,9 @@ def _shown(value: Any) -> str:
         return repr(value)[:40]
     return f"a {type(value).__name__}"
 
+
+_COUNTS = (("tokenCount",), ("token_count",), ("tokens",))
+"""What the number of a modality is called: Gemini and Vertex, their SDKs, Interactions."""
 
 MODALITIES = {
     "AUDIO": "audio", "IMAGE": "image", "audio": "audio", "image": "image",

@@ -136,7 +136,7 @@ def _form_of(head: bytes, tail: bytes, answer: dict[str, Any], shape: Shape, rea
         groups["model",],
         groups.get(("id",)),
         _getter([groups[path] for path in paths]),
-        arithmetic(parts),
+        arithmetic(parts, dialect.beyond),
         None if total is None else groups.get(total),
         reading.provider,
         reading.api,

@@ -36,6 +36,8 @@ RESPONSES = Shape("openai", "responses", written.from_output)
 EMBEDDINGS = Shape("openai", "embeddings", written.nothing)
 RERANK = Shape("openai", "rerank", written.nothing)
 RUNS = Shape("openai", "assistants", written.nothing)
+IMAGES = Shape("openai", "images", written.nothing)
+AUDIO = Shape("openai", "audio", written.nothing)
 MESSAGES = Shape("anthropic", "messages", written.from_content)
 GEMINI = Shape(
     "google", "generate_content", written.from_candidates,
@@ -106,6 +108,7 @@ _BY_OBJECT = {
     "text_completion": COMPLETIONS,
     "text.completion": COMPLETIONS,  # Together
     "response": RESPONSES,
+    "response.compaction": RESPONSES,
     "thread.run": RUNS,
     "list": EMBEDDINGS,
     "interaction": INTERACTIONS,

@@ -68,7 +68,7 @@ def chat(tally: StreamTally, event: Any) -> None:
     if finished and e.get("error") is not None:
         tally.failed = True  # OpenRouter ends the choice in which an error came
     if usage is None and finished:
-        usage = dig(event, ("x_groq", "usage"))
+        usage = dig(event, ("x_groq", "usage")) or get(items(choices)[-1], "usage")  # Groq, Moonshot
     if usage is not None:
         tally.report(usage, final=tally.ended or not choices)
     elif not choices:
@@ -275,6 +275,8 @@ _CHAT = (shapes.CHAT, chat)
 _RESPONSES = (shapes.RESPONSES, responses)
 _MESSAGES = (shapes.MESSAGES, messages)
 _COHERE = (shapes.COHERE, cohere)
+_IMAGES = (shapes.IMAGES, more_steps.media)
+_AUDIO = (shapes.AUDIO, more_steps.media)
 _CONVERSATIONS = (shapes.CONVERSATIONS, more_steps.conversations)
 _INTERACTIONS = (shapes.INTERACTIONS, more_steps.interactions)
 
@@ -294,6 +296,11 @@ _SIGNS: tuple[tuple[str, tuple[tuple[str, tuple[Shape, Step]], ...]], ...] = (
             ("function.call", _CONVERSATIONS),
             ("tool.execution", _CONVERSATIONS),
             ("agent.handoff", _CONVERSATIONS),
+            ("image_generation.", _IMAGES),
+            ("image_edit.", _IMAGES),
+            ("transcript.", _AUDIO),
+            ("speech.audio.", _AUDIO),
+            ("transcription.", _AUDIO),  # Mistral
         ),
     ),
     ("event_type", (("interaction.", _INTERACTIONS), ("step.", _INTERACTIONS), ("content.", _INTERACTIONS))),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..fields import fields, get
+from ..fields import fields, first, get
 from ..usage import Reading, Usage, Written
-from .answers import believed, is_more_than_text
+from .answers import OTHER_USAGE, advised, believed, is_more_than_text
 from .dialects import dialect_of
-from .shapes import Shape
+from .more_steps import other
+from .shapes import MESSAGES, Shape
 from .steps import Step, step_of
 
 CHARACTERS_A_TOKEN = 4
@@ -118,6 +119,7 @@ class StreamTally:
             problem=problem,
             text="".join(words.texts) or None if words else None,
             written=words if words and is_more_than_text(words) else None,
+            beside=advised(self._reported, self.id) if self._shape is MESSAGES else (),
         )
 
     def so_far(self, *, at_least: int = 0) -> Reading:
@@ -212,7 +214,7 @@ class StreamTally:
         self._calls.clear()
         self._thoughts.clear()
 
-    def start(self, shape: Shape, step: Step) -> None:
+    def start(self, shape: Shape | None, step: Step) -> None:
         self._shape = shape
         self._step = step
 
@@ -233,5 +235,8 @@ def _find_step(tally: StreamTally, event: Any) -> None:
     if found is not None:
         tally.start(*found)
         found[1](tally, event)
+    elif dialect_of(first(event, OTHER_USAGE)) is not None:
+        tally.start(None, other)
+        other(tally, event)
     elif get(event, "error") is not None:
         tally.failed = True

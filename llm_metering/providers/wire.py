@@ -126,7 +126,7 @@ class WireTally:
         self._sniffed += chunk
         begin = self._sniffed.removeprefix(_BOM).lstrip()
         if (begin and not _BOM.startswith(begin)) or len(self._sniffed) > _LONGEST_SNIFF:
-            self._start(_Json if begin[:1] in b"{[" else WireEvents)
+            self._start(_Json if begin[:1] in b"{[" else WireFrames if begin[:1] == b"\0" else WireEvents)
 
 
 class _Json:

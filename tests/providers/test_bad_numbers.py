@@ -120,6 +120,26 @@ def test_parts_that_exceed_their_total_are_set_aside(usage: Any) -> None:
     assert is_set_aside(read_response(chat(usage)), "more than their total")
 
 
+def test_more_reasoning_than_was_billed_is_cut_where_the_total_confirms_what_was() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 5}}
+    assert read_response(chat({**usage, "total_tokens": 13})).usage == Usage(input=9, output=0, reasoning=4)
+    assert is_set_aside(read_response(chat({**usage, "total_tokens": 12})), "more than their total")
+    usage["completion_tokens_details"] = {"reasoning_tokens": 3, "audio_tokens": 5}
+    assert is_set_aside(read_response(chat({**usage, "total_tokens": 13})), "more than their total")
+
+
+@pytest.mark.parametrize("total", [None, "99", 99.0, True, 13, 12, -1])
+def test_a_total_that_shows_nothing_changes_nothing(total: Any) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": total}
+    assert read_response(chat(usage)).usage == Usage(input=9, output=4)
+
+
+def test_a_reported_reasoning_of_none_stays_none_whatever_the_total() -> None:
+    details = {"completion_tokens_details": {"reasoning_tokens": 0}}
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 20, **details}
+    assert read_response(chat(usage)).usage == Usage(input=9, output=4, reasoning=0)
+
+
 def test_the_largest_count_is_believed() -> None:
     largest = 2**63 - 1
     reading = read_response(chat({"prompt_tokens": largest, "completion_tokens": 0, "total_tokens": largest}))

@@ -36,6 +36,15 @@ def chunk(body: Any) -> bytes:
     return frame("chunk", {"bytes": base64.b64encode(json.dumps(body).encode()).decode(), "p": "abc"})
 
 
+def test_frames_are_told_by_their_first_byte_where_no_content_type_does() -> None:
+    told, untold = WireTally(content_type=TYPE), WireTally()
+    for at, byte in enumerate(body := b"".join(CONVERSE)):
+        told.feed(body[at : at + 1])
+        untold.feed(bytes([byte]))
+    assert untold.result() == told.result()
+    assert untold.result().usage
+
+
 CONVERSE = [
     frame("messageStart", {"role": "assistant"}),
     frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hello there"}}),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,18 @@ def test_ids_are_fresh_and_long_enough(home):
     ids = {record.id for record in home.books.records}
     assert len(ids) == 1000
     assert {len(i) for i in ids} == {32}
+
+
+def test_what_another_model_used_for_an_answer_is_a_record_of_its_own(home):
+    other = Reading(Usage(input=9, output=1), model="opus", response_id="r1:1", provider="anthropic")
+    answer = replace(ANSWER, beside=(other,))
+    with entered(request()):
+        for surface in ("client", "middleware"):
+            home.recorder.record(answer, surface=surface, customer="cus_1", id="mine", used_at=7.0)
+    assert {(r.id, r.customer, r.model, r.usage.total, r.used_at) for r in home.books.records} == {
+        ("mine", "cus_1", "gpt-4o", 7, 7.0),
+        ("mine:r1:1", "cus_1", "opus", 10, 7.0),
+    }
 
 
 @pytest.mark.parametrize("bad", ["cus 1", "cus\n", 7, "x" * 300])
