@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..providers import WireTally
-from ..providers.wire import STREAMED, read_known
-from ..providers.wire_frames import FRAMED
-from ..usage import Reading, Usage
-from .bodies import Inflater, KeptBody
+from ..providers.headers import with_headers
+from ..providers.wire import read_known
+from ..usage import Reading
+from .answer_tally import STREAMS, AnswerTally
+from .bodies import KeptBody
+from .client_routes import model_of
 from .context import is_on_disk
+from .lasting import IN_BACKGROUND, standing
 from .streams import StreamTap
 from .waiting import asyncio_loop
 
@@ -33,10 +33,6 @@ progress row is due, whichever comes first."""
 
 SECOND_ROW_AFTER_S = 0.25
 
-_STREAMS = frozenset((*STREAMED, FRAMED))
-_CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
-
 
 class AppAnswer:
     """Reads one answer of the app and records it, unless something inside has counted it.
@@ -45,13 +41,17 @@ class AppAnswer:
         recorder: Where the record goes.
         scope: The request's.
         api: "embeddings" where the route says so; None is some generation.
+        path: The route, which may name the model.
+        is_sure: Whether the route is a model's for sure, so that what is not understood is kept, too.
+        is_lookup: Whether the answer was made earlier, and counts only where it went on without us.
         send: Where the messages go on to.
         hold: Sends a last message once what was recorded is on disk; None where nothing waits for that.
     """
 
     __slots__ = (
-        "_api", "_began", "_hold", "_keeps_text", "_kind", "_left", "_noted", "_recorder", "_request",
-        "_scope", "_send", "_tally", "_tap", "_timer", "_whole", "aside", "feed", "over", "room",
+        "_api", "_began", "_headers", "_hold", "_is_lookup", "_is_sure", "_keeps_text", "_kind", "_left",
+        "_noted", "_path", "_recorder", "_request", "_scope", "_send", "_tally", "_tap", "_timer", "_whole",
+        "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
@@ -63,12 +63,19 @@ class AppAnswer:
         scope: Scope,
         *,
         api: str | None,
+        path: str,
+        is_sure: bool,
+        is_lookup: bool,
         send: Send,
         hold: Callable[[Scope, Send, Message], Awaitable[None]] | None,
     ) -> None:
         self._recorder = recorder
         self._scope = scope
         self._api = api
+        self._path = path
+        self._is_sure = is_sure
+        self._is_lookup = is_lookup
+        self._headers: Any = ()
         self._send = send
         self._hold = hold
         self._request: KeptBody | None = None
@@ -142,7 +149,8 @@ class AppAnswer:
         try:
             if not 200 <= message["status"] < 300 or self._is_covered():
                 return
-            content_type, encoding = self._kind = _kind_of(message.get("headers") or ())
+            self._headers = message.get("headers") or ()
+            content_type, encoding = self._kind = _kind_of(self._headers)
             if _is_readable(content_type):
                 self._keeps_text = self._recorder.wants_text()
                 is_plain = content_type == "application/json" and encoding is None and not self._keeps_text
@@ -221,7 +229,9 @@ class AppAnswer:
             surface="middleware",
             request=self._asked.bytes(),
             scope=self._scope,
-            covered=self._is_covered,
+            model=model_of(self._path),
+            lasting=self._is_lookup or IN_BACKGROUND.search(self._asked.bytes() or b"") is not None,
+            covered=self._is_covered if self._is_sure else self._is_left_alone,
         )
         self._tap.feed(chunk)  # writes the first row
         self._noted = tally.tokens_so_far
@@ -232,7 +242,14 @@ class AppAnswer:
             self.feed = self._tap.feed
 
     def _new_tally(self) -> AnswerTally:
-        return AnswerTally(self._recorder, self._asked, *self._kind, keep_text=self._keeps_text)
+        return AnswerTally(
+            self._recorder,
+            self._asked,
+            *self._kind,
+            api=self._api if not self._is_sure else None,
+            is_sure=self._is_sure,
+            keep_text=self._keeps_text,
+        )
 
     def _result(self) -> Reading:
         whole = self._whole
@@ -242,7 +259,8 @@ class AppAnswer:
             return known
         tally = self._new_tally()
         tally.feed(whole)
-        return tally.result()
+        reading = tally.result()
+        return reading if self._is_sure else with_headers(reading, _texts(self._headers))
 
     def _finish_stream(self, tap: StreamTap, complete: bool) -> None:
         if self._tally is not None:
@@ -275,7 +293,24 @@ class AppAnswer:
     def _record(self, reading: Reading) -> None:
         if reading.provider or reading.usage or reading.problem:
             asked = None if self._request is None else self._request.bytes()
-            self._recorder.record(reading, surface="middleware", request=asked, scope=self._scope)
+            is_of_use, lasting = standing(reading, self._body())
+            if not is_of_use or (self._is_lookup and lasting is None):
+                return
+            self._recorder.record(
+                reading,
+                surface="middleware",
+                id=lasting,
+                closes=lasting,
+                request=asked,
+                model=model_of(self._path) if reading.model is None else None,
+                scope=self._scope,
+            )
+
+    def _body(self) -> bytes:
+        """All of the answer, as far as it is kept."""
+        if self._whole is not None:
+            return self._whole
+        return self._tally.body if self._tally is not None else b""
 
     @property
     def _asked(self) -> KeptBody:
@@ -289,126 +324,13 @@ class AppAnswer:
         # Nearly always nothing was.
         return bool(scope.recorded or scope.opened) and scope.covers(self._api, besides=self._tap)
 
-
-class AnswerTally:
-    """Adds up the bytes of one answer, inflating them where that is needed.
-
-    What cannot be read gives a reading with the reason; what is no model's answer an empty one.
-    """
-
-    __slots__ = (
-        "_chunks", "_inflater", "_recorder", "_request", "_unread", "_wire", "feed", "is_stream",
-    )  # fmt: skip
-
-    feed: Callable[[bytes], None]
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        request: KeptBody,
-        content_type: str | None,
-        encoding: str | None,
-        *,
-        keep_text: bool,
-    ) -> None:
-        limit = recorder.settings.max_body_bytes
-        self._recorder = recorder
-        self._request = request
-        self._unread: str | None = None
-        self._inflater: Inflater | None = None
-        self._wire = wire = WireTally(content_type=content_type, max_bytes=limit, keep_text=keep_text)
-        self.is_stream = content_type in _STREAMS
-        self._chunks = 1
-        # Until the first bytes have shown what it is, the wire tally replaces its own `feed`.
-        self.feed = wire.feed if content_type else lambda chunk: wire.feed(chunk)
-        if encoding is not None:
-            self._inflater = Inflater(encoding, limit)
-            recorder.tell_unread(encoding, self._inflater.problem)
-            self.feed = self._feed_inflated
-
-    def feed_aside(self, chunks: list[bytes]) -> None:
-        """Take chunks that were put aside, and empty the list."""
-        if chunks:
-            self._chunks += len(chunks)
-            if self._inflater is None and self._unread is None:
-                self._wire.feed_all(chunks)
-                chunks.clear()
-                return
-            joined = b"".join(chunks)
-            chunks.clear()
-            self.feed(joined)
-
-    @property
-    def tokens_so_far(self) -> int:
-        """About how many tokens came of a stream: as many as there were chunks, if not more."""
-        return max(self._chunks, self._wire.tokens_so_far)
-
-    @property
-    def complete(self) -> bool:
-        return self._wire.complete
-
-    def so_far(self) -> Reading:
-        reading = self._wire.so_far()
-        if (reading.usage.output or 0) >= self.tokens_so_far or reading.problem is not None:
-            return reading
-        return replace(reading, usage=Usage(**{**reading.usage.as_dict(), "output": self.tokens_so_far}))
-
-    def result(self) -> Reading:
-        """What the answer says."""
-        if self._unread is not None:
-            return self._given_up(self._unread)
-        reading = self._wire.result()
-        if reading.model is None and (model := self._requested_model()) is not None:
-            reading = replace(reading, model=model)
-        if reading.usage or reading.problem or reading.text or reading.written:
-            return reading
-        if not self._is_call():
-            # A route of the app that is only named like a provider's.
-            self._recorder.telemetry.count("middleware.no_answer")
-            return Reading()
-        if reading.provider is None:
-            return replace(reading, problem="the answer has a shape that is not known")
-        return reading
-
-    def give_up(self, reason: str) -> None:
-        """Read no further."""
-        self._unread = reason
-        self.feed = _ignore
-
-    def _given_up(self, reason: str) -> Reading:
-        """What could not be read to its end; of a stream, that which came before still counts."""
-        self._recorder.telemetry.count("middleware.unread")
-        if self.is_stream:
-            reading = self._wire.result()
-            if reading.usage or reading.text or reading.written:
-                return reading
-        return Reading(problem=reason, model=self._requested_model())
-
-    def _feed_inflated(self, chunk: bytes) -> None:
-        if self._inflater is None:
-            return
-        if plain := self._inflater.feed(chunk):
-            self._wire.feed(plain)
-        if self._inflater.problem is not None:
-            self.give_up(self._inflater.problem)
-
-    # What the client asked.
-
-    def _is_call(self) -> bool:
-        """Whether the request looks like a call of a model; one that is too long to say does."""
-        body = self._request.bytes()
-        if body is None:
-            return self._request.is_too_large
-        return any(key in body for key in _CALL_KEYS)
-
-    def _requested_model(self) -> str | None:
-        body = self._request.bytes() or b""
-        found = _MODEL.match(body, max(body.rfind(b'"model"'), 0))
-        return found.group(1).decode("utf-8", "replace") if found else None
+    def _is_left_alone(self) -> bool:
+        """Whether a stream is no business of ours, or not known to be yet."""
+        return self._is_covered() or self._tally is None or not self._tally.is_recognised
 
 
-def _ignore(chunk: bytes) -> None:
-    pass
+def _texts(headers: Any) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
 def _kind_of(headers: Any) -> tuple[str | None, str | None]:
@@ -428,4 +350,4 @@ _COMMON = {b"application/json": "application/json", b"text/event-stream": "text/
 def _is_readable(content_type: str | None) -> bool:
     if not content_type:
         return True
-    return content_type == "application/json" or content_type in _STREAMS or content_type.endswith("+json")
+    return content_type == "application/json" or content_type in STREAMS or content_type.endswith("+json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..providers.wire_frames import FRAMED
 from ..usage import NOTHING, Reading, Surface
 from . import claims
 from .client_routes import Route, model_of, route_of
+from .lasting import IN_BACKGROUND, standing
 from .response_bytes import InflatedTally
 from .streams import StreamTap, is_billable, lasting_id
 from .taps import hold_rest, tap_response
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _STREAMS = frozenset((*STREAMED, FRAMED))
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
-_BACKGROUND = re.compile(rb'"background"\s*:\s*true')
 
 
 class HttpMeter:
@@ -131,18 +130,17 @@ class HttpCall:
         tally = self._meter.tally(self._route, headers)
         tally.feed(content)
         reading = tally.result()
-        lasting = self._route.lasting
-        if self._route.api in ("responses", "interactions"):
-            answer = _decoded(content)
-            lasting = answer.get("background") is True
-            if not reading.usage and answer.get("status") in ("queued", "in_progress"):
-                return
-        if self._route.lookup and not lasting:
+        is_of_use, lasting = standing(reading, content)
+        if not is_of_use:
+            return
+        if self._route.lasting and reading.response_id:
+            lasting = lasting_id(reading.response_id)
+        if self._route.lookup and lasting is None:
             return  # it was recorded when it was made
         if not (is_billable(reading) or (self._route.api == "embeddings" and b'"embedding' in content)):
             self._meter.recorder.telemetry.count("client.unread")
             return
-        self.record(reading, lasting_id(reading.response_id) if lasting and reading.response_id else None)
+        self.record(reading, lasting)
 
     def record(self, reading: Reading, record_id: str | None = None) -> None:
         """Record what was read."""
@@ -170,7 +168,7 @@ class HttpCall:
             scope=self._scope,
             covered=None if self._route.counted else _always,
             lasting=self._route.lookup
-            or (isinstance(content, bytes) and _BACKGROUND.search(content) is not None),
+            or (isinstance(content, bytes) and IN_BACKGROUND.search(content) is not None),
         )
 
     def _tally(self, response: Any) -> ExchangeTally:
@@ -270,14 +268,6 @@ def _model_in(content: bytes | None) -> str | None:
         return None
     found = _MODEL.match(content, max(content.rfind(b'"model"'), 0))
     return found.group(1).decode("utf-8", "replace") if found else None
-
-
-def _decoded(content: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 def _always() -> bool:

@@ -15,8 +15,9 @@ from .answers import LAST, AppAnswer
 from .capacity import Capacity, turn_away
 from .context import CURRENT, Request, is_on_disk
 from .conversations import Conversation
+from .lasting import is_lookup
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
-from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, path_matcher
+from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, EMBEDDING_PATHS, SURE_PATHS, path_matcher
 from .waiting import coroutine_marker
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class MeteringMiddleware:
     Args:
         metering: The `Metering` of this app.
         paths: Routes whose own answers are read where nothing inside them recorded anything, such as those
-            of a gateway; `*` stands for anything. Only answers to POST with a status of 2xx are read.
+            of a gateway; `*` stands for anything. Only answers to POST with a status of 2xx are read, and
+            those to GET for responses that went on in the background.
         read_answers: Whether to read the app's own answers at all.
         public_paths: Paths served without a customer even with `on_missing_customer="reject"`. That setting
             answers 401 on all other paths, whatever `paths` says; CORS preflights pass. It needs to know
@@ -64,8 +66,10 @@ class MeteringMiddleware:
         self._home = metering
         self._recorder = metering.recorder
         self._reads = read_answers
-        self._ends, self._is_metered = path_matcher(paths)
-        _, self._is_public = path_matcher(public_paths, name="public_paths")
+        self._is_metered = path_matcher(paths)
+        # A path that was asked for by name is a model's for sure.
+        self._is_sure = path_matcher(SURE_PATHS if paths is DEFAULT_PATHS else paths)
+        self._is_public = path_matcher(public_paths, name="public_paths")
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability != "memory"
         self._capacity = Capacity(metering)
@@ -84,7 +88,9 @@ class MeteringMiddleware:
             scope["type"] != "http"
             or self._key in scope
             or "state" not in scope
-            or (scope["method"] == "POST" and scope["path"].endswith(self._ends))
+            or (scope["method"] == "POST" and self._is_metered(scope["path"]))
+            or "/resp_" in scope["path"]
+            or "/interactions/" in scope["path"]
             or not self._home.is_started
             or (self._shapes and not self._has_room())
             or self._rejects
@@ -121,9 +127,7 @@ class MeteringMiddleware:
             return
         if not self._home.is_started:
             self._start_soon()
-        reads = (
-            self._reads and kind == "http" and scope["method"] == "POST" and self._is_metered(scope["path"])
-        )
+        reads = self._reads and kind == "http" and self._brings_usage(scope)
         # Routes that never used anything need no room, and are not asked about it.
         is_asked = reads or self._shapes
         if is_asked and not self._has_room() and self._stops(scope) and not await self._capacity.admits():
@@ -171,12 +175,29 @@ class MeteringMiddleware:
 
     # A request.
 
+    def _brings_usage(self, scope: ASGIScope) -> bool:
+        """Whether the answer is one of a model's, made now or earlier in the background."""
+        path: str = scope["path"]
+        if scope["method"] == "POST":
+            return self._is_metered(path)
+        return scope["method"] == "GET" and is_lookup(path) and self._is_metered(path.rpartition("/")[0])
+
     def _reading(self, request: Scope, receive: Receive, send: Send) -> tuple[AppAnswer, Receive, Send]:
         """For routes whose answers are read: messages go on unchanged, and are looked at as they pass."""
         request.is_read = True
         path: str = request.asgi["path"] if request.asgi is not None else ""
-        api = "embeddings" if path.rstrip("/").endswith("/embeddings") else None
-        answer = AppAnswer(self._recorder, request, api=api, send=send, hold=self._hold)
+        is_get = request.asgi is not None and request.asgi["method"] == "GET"
+        api = "embeddings" if path.rstrip("/").endswith(EMBEDDING_PATHS) else None
+        answer = AppAnswer(
+            self._recorder,
+            request,
+            api=api,
+            path=path,
+            is_sure=self._is_sure(path),
+            is_lookup=is_get,
+            send=send,
+            hold=self._hold,
+        )
 
         async def receive_kept() -> Message:
             message = await receive()
@@ -217,7 +238,7 @@ class MeteringMiddleware:
                 await self.app(scope, receive, send)
             finally:
                 conversation.close()
-        elif is_new and scope["method"] == "POST" and self._is_metered(scope["path"]):
+        elif is_new and self._brings_usage(scope):
             answer, receive, send = self._reading(outer, receive, send)
             try:
                 await self.app(scope, receive, send)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import ConfigurationError
 
-DEFAULT_PATHS = (
+SURE_PATHS = (
     # OpenAI and everybody who is compatible
     "*/chat/completions",
     "*/completions",
@@ -20,18 +20,68 @@ DEFAULT_PATHS = (
     "*/models/*:generateContent",
     "*/models/*:streamGenerateContent",
 )
+"""Paths that nobody has but for a model: an answer that is not understood there is kept for a person."""
+
+SHARED_PATHS = (
+    # OpenAI: what may report no tokens, and what is usual elsewhere too
+    "*/responses/compact",
+    "*/images/generations",
+    "*/images/edits",
+    "*/audio/transcriptions",
+    "*/audio/translations",
+    "*/audio/speech",
+    "*/threads/runs",
+    "*/threads/*/runs",
+    "*/submit_tool_outputs",
+    # Gemini and Vertex
+    "*/models/*:embedContent",
+    "*/models/*:batchEmbedContents",
+    "*/models/*:predict",
+    "*/models/*:rawPredict",
+    "*/models/*:streamRawPredict",
+    "*/interactions",
+    # Bedrock
+    "*/model/*/converse",
+    "*/model/*/converse-stream",
+    "*/model/*/invoke",
+    "*/model/*/invoke-with-response-stream",
+    # Cohere, Voyage and Jina
+    "*/v1/chat",
+    "*/v2/chat",
+    "*/v1/generate",
+    "*/v1/embed",
+    "*/v2/embed",
+    "*/rerank",
+    # Mistral
+    "*/conversations",
+    "*/conversations/*",
+    # Ollama
+    "*/api/chat",
+    "*/api/generate",
+    "*/api/embed",
+    # watsonx
+    "*/text/chat",
+    "*/text/chat_stream",
+    "*/text/generation",
+    "*/text/generation_stream",
+    # Hugging Face's server
+    "/generate",
+    "*/generate_stream",
+)
+"""Paths that apps have for other things, too: what is no answer of a provider's passes unnoticed."""
+
+DEFAULT_PATHS = (*SURE_PATHS, *SHARED_PATHS)
 """Paths whose answers the middleware reads; `*` stands for anything, slashes too."""
+
+EMBEDDING_PATHS = ("/embeddings", "/embed", ":embedContent", ":batchEmbedContents", ":predict")
+"""Ends of paths that bring embeddings, and no words to count."""
 
 DEFAULT_PUBLIC_PATHS = ("*/health", "*/healthz", "*/live", "*/livez", "*/ready", "*/readyz", "*/ping")
 """Paths that are served without a customer even where a missing one is rejected: probes of the platform."""
 
 
-def path_matcher(
-    patterns: Sequence[str], *, name: str = "paths"
-) -> tuple[tuple[str, ...], Callable[[str], bool]]:
-    """What every path that matches one of `patterns` ends with, and the test whether one does.
-
-    Most paths end with nothing of the kind, and the caller can tell without a call of ours.
+def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[str], bool]:
+    """A quick test whether a path matches one of `patterns`.
 
     Raises:
         ConfigurationError: A pattern is not a path.
@@ -44,28 +94,49 @@ def path_matcher(
             raise ConfigurationError(
                 f"{name} holds {pattern!r}; a pattern begins with / or *, such as '*/chat/completions'"
             )
-    suffixes = tuple(p[1:] for p in patterns if p.startswith("*") and not _is_wild(p[1:]))
-    others = [p for p in patterns if not p.startswith("*") or _is_wild(p[1:])]
-    wild = re.compile("|".join(map(fnmatch.translate, others))).match if others else None
-    ends = (*suffixes, *map(_plain_end, others), "/")
+    by_tail: dict[str, list[str]] = {}
+    loose: list[str] = []
+    for pattern in patterns:
+        tail = _tail(pattern)
+        by_tail.setdefault(tail, []).append(pattern) if tail and not _is_wild(tail) else loose.append(pattern)
+    tests = {tail: _test(each) for tail, each in by_tail.items()}
+    is_loose = _test(loose)
+    # What every path that only a search can tell has in common, where there is such a thing.
+    shared = _longest_part(loose[0]) if len(loose) == 1 else "/" if loose else "\0"
 
     def matches(path: str) -> bool:
-        # A trailing slash is the same route.
-        return path.endswith(ends) and (path.endswith(suffixes) or _is_other(path))
-
-    def _is_other(path: str) -> bool:
-        if wild is not None and wild(path) is not None:
+        # The common case is a path that matches nothing: it is told by its last word.
+        tail = path.rpartition("/")[2]
+        if tail in tests and tests[tail](path):
             return True
-        plain = path.rstrip("/")
-        return plain != path and (plain.endswith(suffixes) or (wild is not None and wild(plain) is not None))
+        if ":" in tail and (verb := tail.rpartition(":")[2]) in tests and tests[verb](path):
+            return True
+        if shared in path and is_loose(path):
+            return True
+        # A trailing slash is the same route.
+        return not tail and len(path) > 1 and path[-1] == "/" and matches(path.rstrip("/"))
 
-    return ends, matches
+    return matches
 
 
-def _plain_end(pattern: str) -> str:
-    """What every path that matches ends with."""
-    return re.split(r"[*?\]]", pattern)[-1]
+def _tail(path: str) -> str:
+    """What stands after the last slash or colon."""
+    return path[max(path.rfind("/"), path.rfind(":")) + 1 :]
+
+
+def _test(patterns: Sequence[str]) -> Callable[[str], bool]:
+    suffixes = tuple(p[1:] for p in patterns if p.startswith("*") and not _is_wild(p[1:]))
+    others = [p for p in patterns if not p.startswith("*") or _is_wild(p[1:])]
+    if not others:
+        return lambda path: path.endswith(suffixes)
+    match = re.compile("|".join(map(fnmatch.translate, others))).match
+    return lambda path: path.endswith(suffixes) or match(path) is not None
+
+
+def _longest_part(pattern: str) -> str:
+    """What every path that matches holds."""
+    return max(re.split(r"[*?]|\[.*\]", pattern), key=len)
 
 
 def _is_wild(pattern: str) -> bool:
-    return any(c in pattern for c in "*?[")
+    return any(c in pattern for c in "*?[]")

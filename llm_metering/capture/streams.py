@@ -213,8 +213,8 @@ class StreamTap:
         if self._finished or (self._covered is not None and self._covered()):
             return
         reading = self.tally.so_far()
-        if reading.problem is not None:
-            return
+        if reading.problem is not None or (self._lasting and reading.response_id is None):
+            return  # a row of one that lasts is named after it
         self._rows += 1
         if reading.usage.input_total is None:
             if self._rows == 2:
@@ -268,13 +268,17 @@ class StreamTap:
         if not complete and reading.provenance == "reported" and not reading.usage:
             reading = replace(reading, provenance="partial")
         row = self._id
-        if self._lasting and reading.provenance == "partial":
+        if self._lasting and reading.provenance == "partial" and reading.response_id is not None:
             # It goes on without us; the row stands for it until somebody retrieves the whole.
+            if row is None:
+                self._prompt = self._prompt or Usage(input=rough_tokens(self._request))
+                self._put_row(self.tally.so_far())
             return None
         if not self._began or not is_billable(reading, failed=getattr(self.tally, "failed", False)):
             self._recorder.drop(row)
             self._recorder.telemetry.count("stream.empty")
             return None
+        name = row or self._name(reading)
         return self._recorder.record(
             reading,
             surface=self._surface,
@@ -282,8 +286,8 @@ class StreamTap:
             customer=self._customer,
             model=self._model,
             dimensions=self._dimensions,
-            id=row or self._name(reading),
-            closes=row,
+            id=name,
+            closes=name if self._lasting else row,
             scope=self.scope,
         )
 

@@ -67,6 +67,10 @@ OLLAMA = Shape(
     "ollama", "chat", written.from_ollama,
     signs=(("done",), ("model",)), usage=((),), id=(),
 )  # fmt: skip
+OLLAMA_EMBEDDINGS = Shape(
+    "ollama", "embeddings", written.nothing,
+    signs=(("embeddings",), ("prompt_eval_count",)), usage=((),), id=(),
+)  # fmt: skip
 INTERACTIONS = Shape("google", "interactions", written.from_steps)
 CONVERSATIONS = Shape("mistral", "conversations", written.from_outputs, id=())
 WATSONX_CHAT = Shape("watsonx", "chat", written.from_choices, model=(("model_id",),))
@@ -92,7 +96,7 @@ _SIGNED: tuple[tuple[tuple[Path, ...], Shape], ...] = (
     ((("usageMetadata",),), GEMINI),
     ((("usage_metadata", "prompt_token_count"),), GEMINI),
     ((("candidates",),), GEMINI),
-    *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA, LANGCHAIN)),
+    *((shape.signs, shape) for shape in (CONVERSE, TITAN, LLAMA, OLLAMA, OLLAMA_EMBEDDINGS, LANGCHAIN)),
     *((shape.signs, shape) for shape in (WATSONX, TGI, VERTEX_EMBEDDINGS)),
     ((("usage", "total_input_tokens"),), INTERACTIONS),
     ((("usage", "total_output_tokens"),), INTERACTIONS),

@@ -97,6 +97,11 @@ class WireTally:
             return Reading(problem="the answer is empty")
         return self._body.result()
 
+    @property
+    def body(self) -> bytes:
+        """All of an answer in JSON; empty where it is none, or too long to be kept."""
+        return b"".join(self._body.chunks) if type(self._body) is _Json else b""
+
     def so_far(self) -> Reading:
         """A cheap estimate of what is to be billed should the stream break off now; for progress rows."""
         return self._body.so_far() if self._body is not None else Reading(provenance="partial")
@@ -132,7 +137,7 @@ class WireTally:
 class _Json:
     """A whole answer in JSON."""
 
-    __slots__ = ("_api", "_chunks", "_head", "_keep_text", "_max", "_provider", "_size", "_tail")
+    __slots__ = ("_api", "_head", "_keep_text", "_max", "_provider", "_size", "_tail", "chunks")
 
     complete = False
     failed = False
@@ -143,7 +148,7 @@ class _Json:
         self._api = api
         self._max = max_bytes
         self._keep_text = keep_text
-        self._chunks: list[bytes] = []
+        self.chunks: list[bytes] = []
         self._size = 0
         self._head = b""
         self._tail: list[bytes] | None = None
@@ -155,10 +160,10 @@ class _Json:
             if len(self._tail) > 64:
                 self._tail = [b"".join(self._tail)[-_KEPT:]]
             return
-        self._chunks.append(chunk)
+        self.chunks.append(chunk)
         if self._size > self._max:
-            whole = b"".join(self._chunks)
-            self._head, self._chunks = whole[:_KEPT], []
+            whole = b"".join(self.chunks)
+            self._head, self.chunks = whole[:_KEPT], []
             self._tail = [whole[_KEPT:][-_KEPT:]]
 
     def result(self) -> Reading:
@@ -169,9 +174,9 @@ class _Json:
                 api=self._api,
                 problem=f"the answer is longer than {self._max} bytes and was not read",
             )
-        if len(self._chunks) != 1:
-            self._chunks = [b"".join(self._chunks)]
-        body = self._chunks[0]
+        if len(self.chunks) != 1:
+            self.chunks = [b"".join(self.chunks)]
+        body = self.chunks[0]
         found = None if self._keep_text else self._quick(body, body)
         if found is not None:
             return found

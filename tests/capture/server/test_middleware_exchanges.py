@@ -26,6 +26,11 @@ PROVIDERS = (
     "mistral",
     "deepseek",
     "together",
+    "writer",
+    "voyage",
+    "cohere",
+    "ollama",
+    "bedrock",
 )
 
 
@@ -33,7 +38,7 @@ def exchanges(provider: str) -> list[dict[str, Any]]:
     file = SHARED / "exchanges" / f"{provider}.jsonl"
     if not file.exists():
         pytest.skip(f"{file} is missing; set LLM_METERING_SHARED to where exchanges/ is")
-    _, matches = path_matcher(DEFAULT_PATHS)
+    matches = path_matcher(DEFAULT_PATHS)
     return [
         e for line in file.read_text().splitlines() if matches((e := json.loads(line))["path"].split("?")[0])
     ]
@@ -42,6 +47,10 @@ def exchanges(provider: str) -> list[dict[str, Any]]:
 def on_the_wire(event: dict[str, Any]) -> bytes:
     name = b"event: " + event["type"].encode() + b"\n" if isinstance(event.get("type"), str) else b""
     return name + b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def as_line(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -53,12 +62,20 @@ async def test_the_middleware_reads_recorded_answers_as_the_readers_do(new_home,
         expected = read_stream(answer) if streamed else read_response(answer)
         if not expected.usage:
             continue
-        chunks = [on_the_wire(e) for e in answer] if streamed else [json.dumps(answer).encode()]
+        lines = provider == "ollama"
+        form = as_line if lines else on_the_wire
+        chunks = [form(e) for e in answer] if streamed else [json.dumps(answer).encode()]
 
         async def app(
-            scope: Any, receive: Any, send: Any, chunks: Any = chunks, streamed: Any = streamed
+            scope: Any,
+            receive: Any,
+            send: Any,
+            chunks: Any = chunks,
+            streamed: Any = streamed,
+            lines: Any = lines,
         ) -> None:
             kind = b"text/event-stream; charset=utf-8" if streamed else b"application/json"
+            kind = b"application/x-ndjson" if streamed and lines else kind
             head = [(b"content-type", kind)]
             await send({"type": "http.response.start", "status": 200, "headers": head})
             for chunk in chunks:
