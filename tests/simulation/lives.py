@@ -86,6 +86,8 @@ class Life:
         self.behind: float | None = None
         self.run = 0
         """How often the machine was started anew."""
+        self.seen_run = 0
+        """The latest in which a process ran."""
         self.folder = folder
         self._say = say
         self.stripe = SimulatedStripe(lambda: self.now, random.Random(dice.random()))
@@ -209,15 +211,17 @@ class Life:
         self.set_clock(self.dice.choice((0.0, 0.0, HOUR, -HOUR, -2 * DAY, 61.0, -61.0)))
 
     def set_clock(self, skew: float) -> None:
-        """The wall clock jumps, whoever runs, and whoever looks later. Where there is no other clock delivery
-        must be looking: it does so every few seconds, so just before and just after."""
+        """The wall clock jumps, whoever runs, and whoever looks later. Where there is no other clock, or nobody
+        has seen it in this run, delivery must be looking: it does so every few seconds, so just before and
+        just after."""
         if skew != self.skew:
             self.tally.jumps += 1
             self.say(f"the clock jumps by {skew - self.skew:+.0f} s")
-        if not self.has_boot_clock:
+        is_watched = not self.has_boot_clock or self.run != self.seen_run
+        if is_watched:
             self.look()
         self.skew = skew
-        if not self.has_boot_clock:
+        if is_watched:
             self.look()
 
     def stand_still(self) -> None:
@@ -255,6 +259,7 @@ class Life:
 
     def wake_up(self) -> None:
         """A process begins. The first after a reboot may find a clock that went back, and shows it."""
+        self.seen_run = self.run
         if self.behind is not None:
             self.skew = min(self.noted() - self.behind - self.now, self.skew)
             self.behind = None
