@@ -86,6 +86,10 @@ class Settings:
     """LLM_METERING_PROGRESS_EVERY_S: how often a stream under way is noted in the ledger."""
     progress_every_tokens: int = 500
     """LLM_METERING_PROGRESS_EVERY_TOKENS: a stream is noted after about this many tokens, too."""
+    max_stream_s: float = 600.0
+    """LLM_METERING_MAX_STREAM_S: with `deliver="external"`, how long a stream under way may keep back what
+    was recorded beside it; then what it produced is billed as partial and the rest as a further part. 0 for
+    until it ends."""
     on_disconnect: Literal["partial", "drain"] = "partial"
     """LLM_METERING_ON_DISCONNECT: a provider's stream that nobody reads to its end: "partial" bills what
     came, "drain" reads the rest in the background, to learn the provider's own count."""
@@ -193,7 +197,9 @@ def _problems(s: Settings) -> list[str]:
         found.append(f"bucket_s={s.bucket_s} must divide an hour: 1, 5, 10, 60, 300, 3600, …")
     if not 1 <= s.max_in_flight <= 64:
         found.append(f"max_in_flight={s.max_in_flight} must be from 1 to 64")
-    none_below_zero = ("drain_s", "reconcile_every_s", "max_ledger_bytes", "min_free_bytes", "reoffer_s")
+    none_below_zero = (
+        "drain_s", "reconcile_every_s", "max_stream_s", "max_ledger_bytes", "min_free_bytes", "reoffer_s",
+    )  # fmt: skip
     found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")

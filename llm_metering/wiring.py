@@ -54,6 +54,7 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
         Path(text.removeprefix("file://")),
         max_bytes=settings.max_ledger_bytes,
         min_free_bytes=settings.min_free_bytes,
+        max_stream_s=settings.max_stream_s,
     )
 
 

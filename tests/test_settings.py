@@ -36,6 +36,7 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
         "LLM_METERING_ON_DISCONNECT": "drain",
         "LLM_METERING_DISCONNECT_DRAIN_S": "3",
         "LLM_METERING_DISCONNECT_DRAIN_BYTES": "1000",
+        "LLM_METERING_MAX_STREAM_S": "90",
         "LLM_METERING_MAX_BODY_BYTES": "1000",
         "LLM_METERING_MAX_LEDGER_BYTES": "1000000",
         "LLM_METERING_MIN_FREE_BYTES": "0",

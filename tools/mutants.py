@@ -319,6 +319,23 @@ MUTANTS = (
         simulated=True,
     ),
     Mutant(
+        "a stream in parts: each holds what was not billed before",
+        "ledger/handover.py",
+        "            entries = [self._parts.rest(entry) for entry in entries]\n",
+        "            from dataclasses import replace\n"
+        "            name, records = self._parts.name, [e.record for e in entries]\n"
+        "            records = [replace(r, id=name(r.id)) for r in records]\n"
+        "            entries = [replace(e, record=r) for e, r in zip(entries, records)]\n",
+        ("ledger/test_parts.py::test_a_stream_that_does_not_end_is_billed_in_parts_that_add_up",),
+    ),
+    Mutant(
+        "a stream in parts: its lane is let go",
+        "ledger/handover.py",
+        "        self._cut_streams(now)\n",
+        "",
+        ("ledger/test_parts.py::test_a_stream_that_does_not_end_is_billed_in_parts_that_add_up",),
+    ),
+    Mutant(
         "fleet, fence: an old lease changes nothing",
         "ledger/postgres/sending.py",
         'if row is None or row[_FENCE] != claim.fence or row[6] != "SENDING":',

@@ -5,7 +5,8 @@ who delivers takes it by its lock. At every moment a lane has one holder or none
 a lane that the other may take, and nothing has to be told to anyone.
 
 The end of a stream belongs into the lane that has its progress, in one transaction. So a lane is kept until
-the streams that began in it have ended.
+the streams that began in it have ended, or for `max_stream_s`: then what they produced is usage, and what
+they produce from then on is a part of its own in another lane.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..protocols import Entry, Progress
 from . import folder as files
 from .lane import Lane
 from .lanes import Lanes
+from .parts import Parts
 
 MAX_KEPT = 8
 """So many lanes are kept for the sake of their streams; then no further one is handed over until one ends."""
@@ -40,8 +42,10 @@ class _Share:
 class Handover:
     """What a process that hands its lanes over must remember of them."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, *, max_stream_s: float = 0.0) -> None:
         self._lanes = lanes
+        self._max_stream_s = max_stream_s
+        self._parts = Parts()
         self._homes: dict[str, str] = {}
         """The lanes of streams that began before the last hand-over."""
         self._former: dict[str, None] = {}
@@ -60,10 +64,12 @@ class Handover:
         self._homes.clear()
         self._former.clear()
         self._kept_since.clear()
+        self._parts.clear()
 
     def hand_over(self, *, now: float, bucket_s: int, everything: bool) -> bool:
         """Let go of what another process can deliver; whether there was anything."""
         lanes = self._lanes
+        self._cut_streams(now)
         own = lanes.get(lanes.own)
         wanted = own is not None and own.can_be_delivered(now=now, bucket_s=bucket_s, everything=everything)
         stopped = wanted and len(set(self._homes.values())) >= MAX_KEPT
@@ -79,6 +85,18 @@ class Handover:
         has_gone = self._let_go()
         self._watch_streams(now, stopped=stopped)
         return has_gone
+
+    def _cut_streams(self, now: float) -> None:
+        """What long streams produced so far is usage, so that their lanes can go."""
+        long = {n for n, since in self._kept_since.items() if 0 < self._max_stream_s <= now - since}
+        for name in long & set(self._homes.values()):
+            lane = self._lanes.get(name)
+            ids = [id_ for id_, home in self._homes.items() if home == name][:_AT_ONCE]
+            if lane is None or not ids:
+                continue
+            for id_, counts, lines in lane.cut(ids):
+                self._parts.cut(id_, counts, lines)
+            self._ended(ids, ())
 
     def _watch_streams(self, now: float, *, stopped: bool) -> None:
         """A stream that does not end keeps its lane's usage from being billed: a person must know."""
@@ -112,6 +130,20 @@ class Handover:
     ) -> int:
         """As `Lane.commit`, each part where it belongs. Told again after a failure, it counts nothing twice:
         where a stream lives is forgotten only when all of it is on disk."""
+        over: set[str] = set()
+        if self._parts:
+            over = {*(id_ for e in entries for id_ in (e.closes, e.record.id) if id_ is not None), *drops}
+            entries = [self._parts.rest(entry) for entry in entries]
+            progress = [Progress(self._parts.rest(each.entry)) for each in progress]
+            drops = [self._parts.name(id_) for id_ in drops]
+        new = self._put(entries, progress, drops, now=now)
+        for id_ in over:
+            self._parts.over(id_)
+        return new
+
+    def _put(
+        self, entries: Sequence[Entry], progress: Sequence[Progress], drops: Sequence[str], *, now: float
+    ) -> int:
         shares: dict[str, _Share] = {}
         known = self._known([e.record.id for e in entries if self._home(e.record.id, e.closes) is None])
         for each in progress:

@@ -115,6 +115,22 @@ class Lane:
         self._mark(self.last_seq())
         return changed
 
+    def cut(self, ids: Sequence[str]) -> list[tuple[str, dict[str, int], rows.Lines]]:
+        """Streams that do not end: what is noted of them is usage now. Their ids, counts and lines."""
+        marks = ",".join("?" * len(ids))
+        with self.transaction():
+            self.db.execute(
+                f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE id IN ({marks}) "
+                "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING",
+                ids,
+            )
+            self.db.execute(f"DELETE FROM progress WHERE id IN ({marks})", ids)
+            failpoint("in_cut")
+        failpoint("after_cut")
+        self._mark(self.last_seq())
+        written = self.db.execute(f"SELECT id, counts, lines FROM usage WHERE id IN ({marks})", ids)
+        return [(i, json.loads(c), rows.lines_of(json.loads(lines), self._keys)) for i, c, lines in written]
+
     def last_seq(self) -> int:
         """How many records there are, if none was lost."""
         (seq,) = self.db.execute("SELECT max(seq) FROM usage").fetchone()

@@ -37,6 +37,13 @@ def add(a: Value, b: Value) -> Value:
     return _EXACT.add(Decimal(a), Decimal(b))
 
 
+def less(a: Value, b: Value) -> Value:
+    """The exact difference."""
+    if type(a) is int and type(b) is int:
+        return a - b
+    return _EXACT.subtract(Decimal(a), Decimal(b))
+
+
 def decimal(value: Value) -> Decimal:
     return value if isinstance(value, Decimal) else Decimal(value)
 

@@ -102,6 +102,7 @@ class SqliteLedger:
             while no process ran.
         max_bytes: The most that the folder may take up, ballast apart; 0 for no cap.
         min_free_bytes: No usage is taken while less than this is free on the disk.
+        max_stream_s: How long a stream keeps its lane from `hand_over`; 0 until it ends.
         ballast_bytes: Blocks kept beside the lane, so that a full disk can drain.
         forwards: Nothing is billed from here: an `Outbox` forwards it to a ledger elsewhere.
     """
@@ -118,6 +119,7 @@ class SqliteLedger:
         boot: ReadBoot = this_boot,
         max_bytes: int = 0,
         min_free_bytes: int = 0,
+        max_stream_s: float = 0.0,
         ballast_bytes: int = BALLAST_BYTES,
         forwards: bool = False,
     ) -> None:
@@ -135,7 +137,7 @@ class SqliteLedger:
                 self.folder, max_bytes=max_bytes, min_free_bytes=min_free_bytes, ballast_bytes=ballast_bytes
             ),
         )
-        self._handover = Handover(self._lanes)
+        self._handover = Handover(self._lanes, max_stream_s=max_stream_s)
         self._now = 0.0
         self._late = 0
         self._doubt_near = False

@@ -211,9 +211,9 @@ class Life:
         self.set_clock(self.dice.choice((0.0, 0.0, HOUR, -HOUR, -2 * DAY, 61.0, -61.0)))
 
     def set_clock(self, skew: float) -> None:
-        """The wall clock jumps, whoever runs, and whoever looks later. Where there is no other clock, or nobody
-        has seen it in this run, delivery must be looking: it does so every few seconds, so just before and
-        just after."""
+        """The wall clock jumps, whoever runs, and whoever looks later. Where there is no other clock, or
+        nobody has seen it in this run, delivery must be looking: it does so every few seconds, so just before
+        and just after."""
         if skew != self.skew:
             self.tally.jumps += 1
             self.say(f"the clock jumps by {skew - self.skew:+.0f} s")
