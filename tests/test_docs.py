@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -44,6 +47,38 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
 @pytest.mark.parametrize("name", llm_metering.__all__)
 def test_every_public_name_is_documented(name: str) -> None:
     assert re.search(rf"\b{name}\b", text_of()), f"{name} is in no page of the documentation"
+
+
+PACKAGES = {
+    "agents": "openai-agents",
+    "google": "google-genai",
+    "langchain_core": "langchain-core",
+    "opentelemetry": "opentelemetry-sdk",
+    "pydantic_ai": "pydantic-ai",
+}
+THERE = {"anyio", "llm_metering", "pydantic", "starlette"}
+"""With this package, or with FastAPI."""
+
+
+@pytest.mark.parametrize(
+    "example", sorted({p.parent for p in (ROOT / "examples").glob("*/*.py")}), ids=lambda p: p.name
+)
+def test_what_an_example_imports_is_named_in_its_row(example: Path) -> None:
+    rows = (ROOT / "docs/examples.md").read_text().splitlines()
+    [row] = [row for row in rows if f"(../examples/{example.name})" in row]
+    trees = [ast.parse(path.read_text()) for path in example.glob("*.py")]
+    names = {name.partition(".")[0] for tree in trees for name in imported(tree)}
+    own = {path.stem for path in example.glob("*.py")}
+    needed = {PACKAGES.get(name, name) for name in names - own - THERE - sys.stdlib_module_names}
+    assert needed <= set(re.split(r"[^\w-]+", row.rpartition(" | ")[2]))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
