@@ -146,6 +146,9 @@ class LedgerStatus:
     """When the first ambiguous attempt was of those that are sent again; they are not 22 hours later."""
     last_trouble: str | None = None
     """What the latest attempt of those that wait ended with."""
+    archived_records: int = 0
+    """Moved out of the tables that are at work, and not among the others; so are the events."""
+    archived_events: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,9 @@ class Settings:
     reconcile_every_s: float = 900.0
     """LLM_METERING_RECONCILE_EVERY_S: how often accepted and doubtful events are held against Stripe's
     summaries, in a thread of its own; 0 for never."""
+    archive_after_days: int = 0
+    """LLM_METERING_ARCHIVE_AFTER_DAYS: whoever delivers from a ledger in PostgreSQL archives, beside its
+    work, what nobody moves any more after so many days; at least 40, or 0 for never."""
     drain_s: float = 5.0
     """LLM_METERING_DRAIN_S: how long a shutdown waits for requests that are under way."""
     on_missing_customer: Literal["keep", "reject"] = "keep"
@@ -184,6 +187,9 @@ _ABOVE_ZERO = (
 )
 
 
+_LEAST_ARCHIVE_DAYS = 40
+
+
 def _problems(s: Settings) -> list[str]:
     found = []
     hints = get_type_hints(Settings)
@@ -201,6 +207,11 @@ def _problems(s: Settings) -> list[str]:
         "drain_s", "reconcile_every_s", "max_stream_s", "max_ledger_bytes", "min_free_bytes", "reoffer_s",
     )  # fmt: skip
     found += [f"{n}={getattr(s, n)!r} must be 0 or more" for n in none_below_zero if not getattr(s, n) >= 0]
+    if s.archive_after_days and s.archive_after_days < _LEAST_ARCHIVE_DAYS:
+        found.append(
+            f"archive_after_days={s.archive_after_days} must be at least {_LEAST_ARCHIVE_DAYS}, or 0 for "
+            "never: Stripe takes usage of up to 35 days, and what is younger may be needed"
+        )
     if not 0 <= s.audit <= 1:
         found.append(f"audit={s.audit!r} is a share and must be from 0 to 1")
     found += [

@@ -40,7 +40,9 @@ def ledger_at(where: str | Path | Ledger, settings: Settings) -> Ledger:
     if is_postgres(text):
         from .ledger.postgres import PostgresLedger
 
-        return PostgresLedger(text, rounds_s=settings.flush_every_s)
+        return PostgresLedger(
+            text, rounds_s=settings.flush_every_s, archive_after_s=settings.archive_after_days * DAY_S
+        )
     if "://" in text and not text.startswith("file://"):
         raise ConfigurationError(
             f"a ledger at {text.partition('://')[0]}:// is not supported; give a folder, "
@@ -217,6 +219,9 @@ def settler_of(
         )
 
     return Settler(writer, summaries, telemetry, every_s=settings.reconcile_every_s, now=now)
+
+
+DAY_S = 86_400.0
 
 
 class Home(Protocol):

@@ -25,6 +25,7 @@ def test_every_setting_can_be_set_from_the_environment() -> None:
         "LLM_METERING_MAX_IN_FLIGHT": "2",
         "LLM_METERING_SEND_TIMEOUT_S": "3",
         "LLM_METERING_RECONCILE_EVERY_S": "60",
+        "LLM_METERING_ARCHIVE_AFTER_DAYS": "90",
         "LLM_METERING_DRAIN_S": "0",
         "LLM_METERING_ON_MISSING_CUSTOMER": "reject",
         "LLM_METERING_BILL": "estimated=hold, partial=bill",
@@ -114,3 +115,9 @@ def test_the_key_does_not_show_in_the_repr() -> None:
 def test_a_value_that_cannot_work_is_refused_with_a_sentence(variables: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         Settings.from_env(variables)
+
+
+@pytest.mark.parametrize("days", [1, 39, -1])
+def test_what_stripe_may_still_ask_about_is_not_archived(days: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"archive_after_days=.*35 days"):
+        Settings(archive_after_days=days)

@@ -388,6 +388,23 @@ MUTANTS = (
         (f"{_FLEET}/test_rates.py::test_what_one_was_told_all_read_with_their_next_claim",),
     ),
     Mutant(
+        "archiving: what was archived is known by its id",
+        "ledger/postgres/intake.py",
+        "if new and query is _NEW_USAGE else new",
+        "if False else new",
+        (
+            f"{_FLEET}/test_archiving.py::test_a_record_that_was_archived_is_known_when_it_is_offered_again",
+            f"{_FLEET}/test_archiving.py::test_one_that_is_offered_while_it_is_being_moved_is_known",
+        ),
+    ),
+    Mutant(
+        "archiving: usage whose event a person has to decide of stays",
+        "ledger/postgres/archiving.py",
+        """AND "freeze" <> ALL(%(undecided)s::bigint[])""",
+        "AND %(undecided)s::bigint[] IS NOT NULL",
+        (f"{_FLEET}/test_archiving.py::test_what_somebody_may_still_move_stays_with_its_usage",),
+    ),
+    Mutant(
         "standing still: what was claimed before counts from the claim",
         "senders/threads.py",
         "            self._turn_at = time.time()\n",

@@ -14,6 +14,7 @@ import typer
 from ..errors import ConfigurationError, MeteringError
 from . import (
     applying,
+    archiving,
     comparing,
     deciding,
     delivering,
@@ -91,6 +92,7 @@ ledger = typer.Typer(help="A ledger that a fleet shares, in PostgreSQL.")
 app.add_typer(ledger, name="ledger")
 ledger.command("migrate", cls=Command)(preparing.migrate)
 ledger.command("restore-mark", cls=Command)(preparing.restore_mark)
+ledger.command("archive", cls=Command)(archiving.archive)
 ledger.command("partition", cls=Command)(partitions.partition)
 app.command("deliver", cls=Command)(delivering.deliver)
 app.command("pause", cls=Command)(deciding.pause)

@@ -84,7 +84,7 @@ def _worker(view: View, every: float | None, target: Target, screen: Screen) -> 
         screen.say(f"{alarm.name}: {alarm.message}", "yellow")
 
     settings = Settings.from_env(**given, encodings=())
-    ledger = worker_of(view, settings.flush_every_s)
+    ledger = worker_of(view, settings.flush_every_s, settings.archive_after_days * 86_400.0)
     with Metering(ledger=ledger, settings=settings, on_alarm=tell) as metering:
         yield metering
 

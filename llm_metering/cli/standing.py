@@ -193,6 +193,9 @@ def _show_status(
     row(facts, "meter events", _events(standing))
     row(facts, "  in doubt", _doubt(standing))
     row(facts, "  dead", _dead(standing))
+    if standing.archived_records or standing.archived_events:
+        archived = f"{number(standing.archived_records)}, {number(standing.archived_events)} meter events"
+        row(facts, "archived records", archived)
     row(facts, "oldest pending", _age(standing.oldest_pending_at, now))
     row(facts, "sending", _sending(standing, now))
     row(facts, "decisions not carried out yet", number(standing.decisions_waiting))

@@ -39,11 +39,11 @@ def desk_of(view: View, wait_s: float) -> Desk | PostgresDesk:
     return PostgresDesk(view)
 
 
-def worker_of(view: View, rounds_s: float) -> SqliteLedger | PostgresLedger:
+def worker_of(view: View, rounds_s: float, archive_after_s: float = 0.0) -> SqliteLedger | PostgresLedger:
     """The ledger, for a process that delivers from it what others record, looking every so often."""
     if isinstance(view, LedgerView):
         # Lanes are let go on purpose here, so none need be left to those who start.
         return SqliteLedger(view.folder, adopt_after_s=0)
     from .postgres import PostgresLedger
 
-    return PostgresLedger(view.url, schema=view.schema, rounds_s=rounds_s)
+    return PostgresLedger(view.url, schema=view.schema, rounds_s=rounds_s, archive_after_s=archive_after_s)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from ...decisions import Pause
+from ...errors import LedgerError
 from ...protocols import (
     Balance,
     EventHistory,
@@ -23,6 +25,7 @@ from .. import histories, rows, windows
 from ..books import Tally, UsageRow
 from ..rulings import WRITTEN_OFF
 from . import migrating, staff
+from .archiving import Archive
 from .connecting import SCHEMA, Db, Link
 from .sending import LANE
 
@@ -57,9 +60,14 @@ _READINGS = 'SELECT customer, model, used_at, "freeze", lines FROM usage ORDER B
 _EVENT_SUMS = """
     SELECT customer, line_key, state, sum(value) FROM meter_event GROUP BY customer, line_key, state
 """
+_ARCHIVED_SUMS = "SELECT customer, model, line_key, added, taken FROM archived_usage_sum"
+_ARCHIVED_EVENT_SUMS = "SELECT customer, line_key, state, value FROM archived_event_sum"
 _WINDOWS = """
     SELECT customer, event_name, timestamp - timestamp %% %(window_s)s, state, sum(value)
-    FROM meter_event
+    FROM (
+        SELECT customer, event_name, timestamp, state, value FROM meter_event
+        UNION ALL SELECT customer, event_name, timestamp, state, value FROM archive_event
+    ) e
     WHERE timestamp >= %(since)s AND timestamp < %(until)s
         AND (%(customer)s::text IS NULL OR customer = %(customer)s)
     GROUP BY 1, 2, 3, 4
@@ -113,7 +121,11 @@ class PostgresBooks:
         return self._read(read)
 
     def history(self, identifier: str) -> EventHistory | None:
-        return self._read(lambda db: histories.history(db, LANE, identifier))
+        return self._read(
+            lambda db: (
+                histories.history(db, LANE, identifier) or histories.history(Archive(db), LANE, identifier)
+            )
+        )
 
     def set_aside(
         self,
@@ -132,6 +144,7 @@ class PostgresBooks:
     ) -> list[EventSum]:
         def read(db: Db) -> list[EventSum]:
             sums: dict[tuple[str, str, int], dict[State, Any]] = {}
+            _refuse_what_is_on_files(db, since)
             for who, event_name, start, state, value in db.run(
                 _WINDOWS, since=since, until=until, window_s=window_s, customer=customer
             ):
@@ -143,12 +156,15 @@ class PostgresBooks:
     def events_within(
         self, customer: str, event_name: str, *, since: float, until: float, limit: int = 10_000
     ) -> list[EventRow]:
-        found = self._read(
-            lambda db: windows.events_within(
-                db, LANE, customer, event_name, since=since, until=until, limit=limit
-            )
-        )
-        return sorted(found, key=lambda row: row.event.timestamp, reverse=True)
+        def read(db: Db) -> list[EventRow]:
+            found: list[EventRow] = []
+            for where in (db, Archive(db)):
+                found += windows.events_within(
+                    where, LANE, customer, event_name, since=since, until=until, limit=limit
+                )
+            return found
+
+        return sorted(self._read(read), key=lambda row: row.event.timestamp, reverse=True)[:limit]
 
     def workers(self) -> list[staff.WorkerRow]:
         """Who records and delivers, those that are gone left out."""
@@ -216,7 +232,13 @@ def _status(db: Db) -> LedgerStatus:
         written_off=written_off,
         doubted_since=doubted_since(db),
         last_trouble=_last_trouble(db),
+        **_archived(db),
     )
+
+
+def _archived(db: Db) -> dict[str, int]:
+    found = dict(db.run("SELECT kind, rows FROM archived_rows").fetchall())
+    return {"archived_records": found.get("usage", 0), "archived_events": found.get("event", 0)}
 
 
 def doubted_since(db: Db, mine: Sequence[int] | None = None) -> float | None:
@@ -250,7 +272,20 @@ def _tally(db: Db, *, events: bool) -> Tally:
             key = keys.key(number)
             parts = [(key, value) for value in (added, taken) if value is not None]
             tally.usage(UsageRow(customer, model, 0.0, None if unfrozen else 1, parts))
-    for customer, number, state, value in db.run(_EVENT_SUMS) if events else ():
-        key = keys.key(number)
-        tally.event(customer, key.event_name, key.dimensions, state, value)
+    for customer, model, number, added, taken in db.run(_ARCHIVED_SUMS):
+        parts = [(keys.key(number), added), (keys.key(number), taken)]
+        tally.usage(UsageRow(customer, model, 0.0, 1, parts))
+    for query in (_EVENT_SUMS, _ARCHIVED_EVENT_SUMS) if events else ():
+        for customer, number, state, value in db.run(query):
+            key = keys.key(number)
+            tally.event(customer, key.event_name, key.dimensions, state, value)
     return tally
+
+
+def _refuse_what_is_on_files(db: Db, since: float) -> None:
+    (until,) = db.one("SELECT max(until) FROM archived_file WHERE kind = 'event'")
+    if until is not None and since < until:
+        day = datetime.fromtimestamp(until, timezone.utc)
+        raise LedgerError(
+            f"meter events from before {day:%Y-%m-%d} were archived to files; ask for what is since then"
+        )

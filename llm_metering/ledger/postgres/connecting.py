@@ -87,6 +87,11 @@ class Db:
         (row,) = self.run(query, **values).fetchall()
         return row
 
+    def copied(self, query: str) -> Iterator[bytes]:
+        """What a `COPY … TO STDOUT` says, piece by piece."""
+        with self._connection().cursor() as cursor, cursor.copy(query.encode()) as copy:
+            yield from map(bytes, copy)
+
     def clock(self) -> float:
         """The server's clock, now."""
         return float(self.one(_TIME)[0])

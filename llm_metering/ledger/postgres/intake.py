@@ -12,6 +12,7 @@ from typing import Any
 
 from ...protocols import Entry, Progress
 from .. import rows
+from . import archiving
 from .connecting import Db
 from .storable import Column, floats, storable, texts
 from .workers import STREAMS_S
@@ -40,7 +41,7 @@ _FORGOTTEN = """
 _RECOVER = f"""
     WITH left_behind AS (DELETE FROM progress WHERE worker = ANY(%(dead)s::text[]) RETURNING *)
     INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM left_behind ORDER BY recorded_at
-    ON CONFLICT (id) DO NOTHING
+    ON CONFLICT (id) DO NOTHING RETURNING id
 """
 
 
@@ -87,7 +88,8 @@ class Intake:
         columns: dict[str, Column] = {
             name: floats(values) if name in _NUMBERS else texts(values) for name, values in made.items()
         }
-        return self._db.run(query, **columns, **more).rowcount
+        new = self._db.run(query, **columns, **more).rowcount
+        return new - archiving.forget_known(self._db, columns["id"]) if new and query is _NEW_USAGE else new
 
 
 def recover(db: Db, now: float) -> None:
@@ -95,7 +97,7 @@ def recover(db: Db, now: float) -> None:
     dead = [id_ for (id_,) in db.run(_DEAD, before=now - STREAMS_S)]
     dead += [id_ for (id_,) in db.run(_FORGOTTEN)]
     if dead:
-        db.run(_RECOVER, dead=dead)
+        archiving.forget_known(db, [id_ for (id_,) in db.run(_RECOVER, dead=dead)])
         db.run("DELETE FROM worker WHERE id = ANY(%(dead)s::text[])", dead=dead)
 
 

@@ -38,13 +38,16 @@ from ..histories import Aside
 from ..offers import Answer, Offer
 from ..rulings import Rulings
 from ..sqlite import new_identifier
-from . import clocks, desk, intake, marks, migrating, pacing, pods, sending, server, workers
+from . import archiving, clocks, desk, intake, marks, migrating, pacing, pods, sending, server, workers
 from .books import PostgresBooks, doubted_since, meta, pause_of
 from .connecting import SCHEMA, Db, Isolation, Link
 from .freezing import Freezer
 
 T = TypeVar("T")
 
+ARCHIVE_EVERY_S = 3600.0
+ARCHIVE_STEPS = 4
+"""So many steps are taken in one round, each a transaction of a few thousand rows."""
 RECHECK_S = 3600.0
 """How often the server's settings are looked at again."""
 _NEVER_SENT = Outcome("not_sent", message="claimed, but the connection was lost before anybody was told")
@@ -66,6 +69,7 @@ class PostgresLedger:
         rounds_s: How far the rounds of delivery are apart, `flush_every_s`.
         hold_s: How long this worker may be silent before others take its customers; default: a minute, or
             three rounds.
+        archive_after_s: From which age on rows are archived beside the work; 0 for never.
         clock: "server" goes by the server's clock, one for the whole fleet; "caller" by what each call is
             told, for tests on a virtual clock.
     """
@@ -80,6 +84,7 @@ class PostgresLedger:
         lease_s: float = states.LEASE_S,
         rounds_s: float = 0.0,
         hold_s: float | None = None,
+        archive_after_s: float = 0.0,
         clock: Literal["server", "caller"] = "server",
     ) -> None:
         self._link = Link(url, schema=schema)
@@ -88,6 +93,7 @@ class PostgresLedger:
         self._random = random
         self._lease_s = lease_s
         self._hold_s = max(workers.HOLD_S, 3 * rounds_s) if hold_s is None else hold_s
+        self._archive_after_s = archive_after_s
         self._by_server = clock == "server"
         db = self._link.db
         self._rulings = Rulings(db, new_id)
@@ -112,6 +118,9 @@ class PostgresLedger:
         self._checked_at = 0.0
         self._ahead_s = 0.0
         self._pace: Pace | None = None
+        self._mover = archiving.Mover(0.0)
+        self._mover.done = True
+        self._archived_at = float("-inf")
         self._bucket_s: int | None = None
         self._pods: dict[str, workers.Post] = {}
         self._session, self._timeline, self._written = 0, "", 0
@@ -248,6 +257,7 @@ class PostgresLedger:
             return [*changed, *sending.pass_time(db, mine, at)], at
 
         changed, at = self._do(body, now)
+        self._archive(at, now)
         self._recheck(at)
         changed, self._recovered = [*self._recovered, *changed], []
         return changed
@@ -568,6 +578,21 @@ class PostgresLedger:
         if near and not self._doubt_near and since is not None:
             self._alarm(*states.NEAR_DOUBT, until=since + states.HORIZON_S)
         self._doubt_near = near
+
+    def _archive(self, at: float, now: float) -> None:
+        """A step now and then, and a look at everything once an hour."""
+        if not self._archive_after_s:
+            return
+        if self._mover.done and not 0 <= at - self._archived_at < ARCHIVE_EVERY_S:
+            self._mover, self._archived_at = archiving.Mover(at - self._archive_after_s), at
+        try:
+            for _ in range(ARCHIVE_STEPS):
+                if self._mover.done or (step := self._do(lambda db, _: self._mover.step(db), now)) is None:
+                    return
+                self._mover.advance(step)
+        except LedgerError as exc:  # delivery must not stand still for it
+            self._mover.done = True
+            self._alarm("ledger.not_archived", f"old rows stay where they are, for an hour at least: {exc}")
 
     def _recheck(self, at: float) -> None:
         if not 0 <= at - self._checked_at < RECHECK_S:
