@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from weakref import finalize
 
 from ..capture.overhearing import WatchedCall
 from ..errors import MissingExtra
@@ -16,9 +17,6 @@ try:
 except ImportError as exc:
     raise MissingExtra("openai-agents", "openai-agents") from exc
 
-_MAX_CALLS = 1000
-"""A run that is cancelled in the middle of a call is not told of; what is kept of it goes in time."""
-
 
 class MeteringHooks(RunHooks):  # type: ignore[misc]
     """Meters every model call of a run, those of agents that it hands over to included.
@@ -27,6 +25,10 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
 
     Guardrails and agents that are used as tools make runs of their own and need the hooks too, unless their
     client is wrapped. Hooks of yours are passed as `inner`.
+
+    The SDK does not tell hooks of a call that failed, nor of one that was cancelled in mid-answer, and not
+    which of the two it was. Neither is recorded; both are counted, as `openai_agents.unanswered`. Where what
+    came of a cancelled answer must be billed, wrap the client: it sees the answer itself.
 
     Args:
         metering: Where usage is recorded.
@@ -38,7 +40,8 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
         self._recorder = metering.recorder
         self._dimensions = texts(dimensions)
         self._inner = inner
-        self._calls: dict[tuple[int, int], tuple[WatchedCall, Any, Any]] = {}
+        self._calls: dict[int, dict[int, tuple[WatchedCall, Any, Any]]] = {}
+        """Calls under way, by run and agent."""
         for name in _PASSED_ON if inner is not None else ():
             setattr(self, name, getattr(inner, name))
 
@@ -46,10 +49,11 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
         try:
             call = WatchedCall(self._recorder, "openai_agents")
             request = {"instructions": system_prompt, "input": list(input_items)}
-            # Context and agent are kept, so that the numbers stay theirs.
-            self._calls[id(context), id(agent)] = call, request, (context, agent)
-            if len(self._calls) > _MAX_CALLS:
-                self._calls.pop(next(iter(self._calls)))[0].forget()
+            if id(context) not in self._calls:
+                # A run's context goes when the run is over, however it ended.
+                finalize(context, self._run_over, id(context)).atexit = False
+            # The agent is kept, so that the number stays its own.
+            self._calls.setdefault(id(context), {})[id(agent)] = call, request, agent
         except Exception as exc:
             self._recorder.telemetry.failure("capture.openai_agents", exc)
         if self._inner is not None:
@@ -57,7 +61,8 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
         try:
-            call, request, _ = self._calls.pop((id(context), id(agent)), None) or (None, None, None)
+            calls = self._calls.get(id(context), {})
+            call, request, _ = calls.pop(id(agent), None) or (None, None, None)
             (call or WatchedCall(self._recorder, "openai_agents")).answered(
                 _reading(response), request=request, model=_model_of(agent), dimensions=self._dimensions
             )
@@ -65,6 +70,11 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
             self._recorder.telemetry.failure("capture.openai_agents", exc)
         if self._inner is not None:
             await self._inner.on_llm_end(context, agent, response)
+
+    def _run_over(self, run: int) -> None:
+        for call, _, _ in self._calls.pop(run, {}).values():
+            call.forget()
+            self._recorder.telemetry.count("openai_agents.unanswered")
 
 
 _PASSED_ON = ("on_agent_start", "on_agent_end", "on_handoff", "on_tool_start", "on_tool_end")

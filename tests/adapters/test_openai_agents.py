@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
 from typing import Any
 
 import pytest
@@ -96,6 +98,49 @@ def test_runs_at_once_are_billed_to_their_own_customers(metering, used, provider
     asyncio.run(all_at_once())
     assert sorted(str(r.customer) for r in used.records(8)) == [f"cus_{n}" for n in range(8)]
     assert hooks._calls == {}
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_run_that_is_cancelled_in_mid_answer_is_counted_as_unanswered_and_billed_by_a_wrapped_client(
+    metering, used, provider, kind, is_wrapped
+):
+    """The SDK tells hooks neither of a cancelled call nor of a failed one, nor which of the two it was."""
+    agent = agent_of(provider, kind, wrap=metering.wrap if is_wrapped else None)
+    hooks = MeteringHooks(metering)
+
+    async def run() -> None:
+        result = Runner.run_streamed(agent, "Write a long story, please", hooks=hooks, run_config=QUIET)
+        async for event in result.stream_events():
+            if event.type == "raw_response_event" and "delta" in event.data.type:
+                result.cancel()
+        await agent.model._client.close()
+
+    asyncio.run(run())
+    deadline = time.monotonic() + 30
+    while hooks._calls and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert hooks._calls == {}
+    assert metering.telemetry.snapshot()["openai_agents.unanswered"] == 1
+    if is_wrapped:
+        record = used.only()
+        assert record.surface == "client"
+        assert record.usage.output
+    else:
+        assert used.still(0) == []
+
+
+def test_a_run_whose_call_failed_is_no_usage(metering, used, provider, kind):
+    model: Any = OpenAIResponsesModel if kind == "responses" else OpenAIChatCompletionsModel
+
+    async def run() -> None:
+        async with AsyncOpenAI(base_url=provider.url + "/nowhere", api_key="k", max_retries=0) as client:
+            agent = Agent(name="a", model=model("m", client))
+            with pytest.raises(Exception, match="404"):
+                await Runner.run(agent, "Hello", hooks=MeteringHooks(metering), run_config=QUIET)
+
+    asyncio.run(run())
+    assert used.still(0) == []
 
 
 def test_other_hooks_are_called_as_if_alone(metering, used, provider):
