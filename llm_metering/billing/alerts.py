@@ -93,6 +93,35 @@ def alert_params(alert: AlertSpec, meter: str, customer: str | None = None) -> d
     return {"alert_type": "usage_threshold", "title": alert.title, "usage_threshold": threshold}
 
 
+def keep_first(client: StripeClient, alert: AlertSpec, made: Any) -> str:
+    """The alert that stays where another run has made the same one in the same moment; its id.
+
+    Whoever looks between the end of an old alert and the making of the new one makes one, too. Both look
+    once more, keep the one that was made first, and end the other: it would tell everything twice.
+    """
+    wanted = (alert.title, made.usage_threshold.meter, alert.threshold)
+    same = [
+        raw.id
+        for raw in _raw_alerts(client)
+        if (raw.title, raw.usage_threshold.meter, int(raw.usage_threshold.gte)) == wanted
+        and not getattr(raw.usage_threshold, "filters", None)
+    ]
+    for extra in same[:-1]:
+        _end(client, extra)
+    return str(same[-1] if same else made.id)
+
+
+def _end(client: StripeClient, id: str) -> None:
+    """Stripe refuses it the second time, so another run that was faster is no failure."""
+    import stripe
+
+    try:
+        client.v1.billing.alerts.archive(id)
+    except stripe.InvalidRequestError:
+        if client.v1.billing.alerts.retrieve(id).status != "archived":
+            raise
+
+
 def _raw_alerts(client: StripeClient) -> Iterator[Any]:
     page = client.v1.billing.alerts.list({"limit": 100})
     return (raw for raw in page.auto_paging_iter() if raw.status != "archived")

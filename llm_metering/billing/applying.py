@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import BillingError
 from .account import KEY, MARK, MARK_VALUE, Account, fetch
-from .alerts import alert_params
+from .alerts import alert_params, keep_first
 from .bodies import meter_params, price_params, product_params
 from .catalog import Catalog, MeterSpec, ProductSpec
 from .grants import AlertSpec
@@ -267,7 +267,8 @@ def _do_alert(
     if change.id is not None:
         alerts.archive(change.id)
     params = alert_params(alert, meters[alert.meter])
-    return alerts.create(cast("Any", params), _once(change, params, salt)).id
+    made = alerts.create(cast("Any", params), _once(change, params, salt))
+    return keep_first(client, alert, made)
 
 
 def _once(change: Change, params: Mapping[str, Any], salt: int) -> Any:

@@ -86,7 +86,7 @@ def test_two_applies_at_once_make_one_of_each(sandbox, dial, objects) -> None:
 
         def run(together=together) -> dict[str, str]:
             line = Line()
-            line.before = lambda *_: together.wait(timeout=5) if len(line.log) < 4 else None
+            line.before = lambda *_: together.wait(timeout=60) if len(line.log) < 4 else None
             return dict(apply(BOTH, dial(line, retries=2)).prices)
 
         with ThreadPoolExecutor(2) as pool:
@@ -102,7 +102,7 @@ def test_two_replacements_at_once_make_one_new_price(sandbox, dial, objects) -> 
 
     def run() -> dict[str, str]:
         line = Line()
-        line.before = lambda method, path: together.wait(timeout=5) if method == "post" else None
+        line.before = lambda method, path: together.wait(timeout=60) if method == "post" else None
         return dict(apply(dearer, dial(line, retries=2)).prices)
 
     with ThreadPoolExecutor(2) as pool:

@@ -186,7 +186,7 @@ def test_two_runs_at_once_archive_together(sandbox, dial, objects) -> None:
 
     def run() -> None:
         line = Line()
-        line.before = lambda method, path: together.wait(timeout=5) if len(line.writes) < 1 else None
+        line.before = lambda method, path: together.wait(timeout=60) if len(line.writes) < 1 else None
         apply(KEPT, dial(line, retries=2), archive=True)
 
     with ThreadPoolExecutor(2) as pool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 
@@ -135,7 +137,7 @@ def test_two_at_once_give_one_credit_also_where_their_clocks_differ(dial, custom
 
     def run() -> str:
         line = Line()
-        line.before = lambda method, path: together.wait(timeout=5) if method == "post" else None
+        line.before = lambda method, path: together.wait(timeout=60) if method == "post" else None
         credit = replace(WELCOME, expires_days=30)
         return grant_credit(dial(line), customer, credit, now=lambda: next(seconds)).id
 
@@ -235,6 +237,32 @@ def test_interrupted_at_any_call_there_is_one_alert_in_the_end(sandbox, dial, af
             apply(lower, dial(dying))
         apply(lower, dial())
         assert [one.threshold for one in find_alerts(dial())] == [500], f"interrupted at call {number}"
+
+
+@pytest.mark.parametrize("threshold", [1000, 500], ids=["made", "replaced"])
+def test_two_applies_at_once_leave_one_alert(sandbox, dial, threshold) -> None:
+    apply(PayAsYouGo() if threshold == 1000 else ALERTED, dial())
+    sandbox.snapshot()
+    wanted = with_extras(PayAsYouGo(), alerts=(replace(ALERT, threshold=threshold),))
+    for turn in range(6):
+        sandbox.restore()
+        together = threading.Barrier(2)
+
+        def run(together=together, turn=turn) -> dict[str, str]:
+            line, posts = Line(), itertools.count()
+
+            def before(method: str, path: str) -> None:
+                if method == "post" and next(posts) == turn % 3:
+                    with suppress(threading.BrokenBarrierError):
+                        together.wait(timeout=0.2)
+
+            line.before = before
+            return dict(apply(wanted, dial(line, retries=2)).alerts)
+
+        with ThreadPoolExecutor(2) as pool:
+            first, second = (job.result() for job in [pool.submit(run), pool.submit(run)])
+        assert [one.threshold for one in find_alerts(dial())] == [threshold]
+        assert first == second
 
 
 def test_an_alert_that_was_switched_off_is_switched_on_again(client) -> None:

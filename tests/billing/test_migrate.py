@@ -369,7 +369,7 @@ def test_two_migrations_at_once_move_everybody_once(sandbox, dial) -> None:
 
     def run():
         line = Line()
-        line.before = lambda method, path: together.wait(timeout=5) if method == "post" else None
+        line.before = lambda method, path: together.wait(timeout=60) if method == "post" else None
         return migrate(migration, dial(line, retries=2))
 
     with ThreadPoolExecutor(2) as pool:

@@ -144,7 +144,7 @@ def test_two_subscribes_at_once_make_one_subscription(dial, jenny) -> None:
 
     def run() -> str:
         line = Line()
-        line.before = lambda method, path: together.wait(timeout=5) if method == "post" else None
+        line.before = lambda method, path: together.wait(timeout=60) if method == "post" else None
         return subscribe(dial(line, retries=2), jenny, PAYG).id
 
     with ThreadPoolExecutor(2) as pool:
