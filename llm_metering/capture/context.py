@@ -8,7 +8,7 @@ nothing: what the middleware sets is a `Request`, which makes its `Scope` when a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from threading import Lock
@@ -247,6 +247,9 @@ class Scope:
         return self.recorded > self.embedded
 
 
+_bare_scope: Callable[[type[Scope]], Scope] = object.__new__
+
+
 class Request:
     """One request that is served, until anything in it asks for its scope.
 
@@ -273,8 +276,10 @@ class Request:
         """Its one scope, whichever thread asks first."""
         made = self.made
         if not made:
-            fresh = Scope(asgi=self.asgi, owner=self.owner)
-            fresh.outer = self.outer
+            fresh = _bare_scope(Scope)  # it has nothing of what `__init__` would look for
+            fresh.asgi, fresh.owner = self.asgi, self.owner
+            if (outer := self.outer) is not None:
+                fresh.outer = outer
             # Of two that come at once the first is everybody's. No lock, which a signal might find held.
             made.append(fresh)
             if self.over:

@@ -108,7 +108,8 @@ class MeteringMiddleware:
         finally:
             request.over = True
             if request.made:
-                await self._leave(request, is_read=False)
+                if (end := self._leave(request, is_read=False)) is not None:
+                    await end
             else:
                 # What `_leave` does, without the calls.
                 scope.pop(self._key, None)
@@ -158,7 +159,8 @@ class MeteringMiddleware:
             if conversation is not None:
                 conversation.close()
             request.over = True
-            await self._leave(request, is_read=answer is not None)
+            if (end := self._leave(request, is_read=answer is not None)) is not None:
+                await end
 
     async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -274,27 +276,26 @@ class MeteringMiddleware:
         with move_on_after(within_s):
             await self._recorder.settle(request)
 
-    async def _leave(self, request: Request, *, is_read: bool) -> None:
-        """The end of a request, however it ended."""
+    def _leave(self, request: Request, *, is_read: bool) -> Awaitable[None] | None:
+        """The end of a request, however it ended; what is to be awaited where it takes time."""
         used = request.scope()
         if used.recorded or used.opened:
             if not is_read:
                 self._capacity.learn(request.asgi["path"])
             if used.parked or used.opened or self._recorder.naming.needs_waiting(used):
-                await self._end(request)
-                return
-        self._close(request)
+                return self._end(request, used)
+        self._close(request, used)
+        return None
 
-    async def _end(self, request: Request) -> None:
+    async def _end(self, request: Request, used: Scope) -> None:
         """Name the customer of what was used, and leave what is still open."""
         try:
             # What is still being counted, or read, asks for its customer when nobody can wait any more.
-            await self._name_customer(request.scope())
+            await self._name_customer(used)
         finally:
-            self._close(request)
+            self._close(request, used)
 
-    def _close(self, request: Request) -> None:
-        used = request.scope()
+    def _close(self, request: Request, used: Scope) -> None:
         context.leave(used, request.token)
         request.asgi.pop(self._key, None)
         # Another thread may have put something aside until this very moment.
