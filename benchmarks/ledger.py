@@ -22,7 +22,8 @@ from pathlib import Path
 
 from llm_metering import Metering, Settings
 from llm_metering.ledger import SqliteLedger, Writer, all_committed
-from llm_metering.usage import Line, Reading, Usage, UsageRecord
+from llm_metering.meters import checked_meters, liner
+from llm_metering.usage import Reading, Usage, UsageRecord
 
 MODELS = ("gpt-5-mini", "gpt-5", "claude-sonnet-4-5", "o4-mini")
 
@@ -51,17 +52,8 @@ def make_record(n: int) -> UsageRecord:
     )
 
 
-def lines_of(record: UsageRecord) -> tuple[Line, ...]:
-    """As the default meter: one line a kind of token."""
-    u = record.usage
-    output = (u.output or 0) + (u.reasoning or 0)
-    kinds = (("cached_input", u.cached_input), ("input", u.input), ("output", output))
-    model = ("model", record.model or "")
-    return tuple(Line("tokens", n, (model, ("token_type", kind))) for kind, n in kinds if n is not None)
-
-
 def started(folder: Path) -> Writer:
-    writer = Writer(SqliteLedger(folder), lines_of=lines_of, telemetry=Silent())
+    writer = Writer(SqliteLedger(folder), lines_of=liner(checked_meters(None)), telemetry=Silent())
     writer.start()
     return writer
 

@@ -15,6 +15,7 @@ import pytest
 from llm_metering.errors import LedgerError
 from llm_metering.ledger import MemoryLedger, SqliteLedger, Writer, all_committed
 from llm_metering.ledger import pen as pen_module
+from llm_metering.ledger import tickets as tickets_module
 from llm_metering.usage import Usage
 from tests.ledger.conftest import BUCKET, T0, lines_of, record, rows, totals
 
@@ -252,6 +253,31 @@ def test_an_event_loop_can_wait_for_tickets(writer, ledger):
         assert await all_committed(tickets, WAIT_S)
         assert await all_committed(tickets, 0)
         assert await all_committed([], 0)
+
+    asyncio.run(main())
+
+
+def test_those_whose_time_is_out_together_share_a_timer_and_leave_nothing_behind(writer, ledger):
+    async def main():
+        loop, timers = asyncio.get_running_loop(), []
+        call_at = loop.call_at
+
+        def counted(at, *args, **more):
+            timers.append(at)
+            return call_at(at, *args, **more)
+
+        loop.call_at = counted
+        ledger.gate.clear()
+        late = [writer.put(record(f"late{i}")) for i in range(20)]
+        began = loop.time()
+        found = await asyncio.gather(*(all_committed([ticket], 1.2) for ticket in late))
+        took = loop.time() - began
+        assert found == [False] * 20
+        assert took >= 1.1
+        assert len(timers) < 10  # more than one where they began on both sides of a tick
+        ledger.gate.set()
+        assert await all_committed(late, WAIT_S)
+        assert not any(tickets_module._places[loop].values())
 
     asyncio.run(main())
 
