@@ -10,6 +10,8 @@ READY := $(VENV)/.ready-$(EXTRA)
 BROWSER ?= chromium chromium-driver
 DATABASE ?= postgresql
 POSTGRES_BIN ?= /usr/lib/postgresql/*/bin/initdb
+POOLER ?= pgbouncer
+POOLER_BIN ?= /usr/sbin/pgbouncer
 WAITS ?= 0 10 30
 
 .PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest system clean
@@ -70,12 +72,13 @@ oldest: ## The middleware's tests under the oldest FastAPI and Starlette, in .ve
 	  asgiref httpx hypothesis openai pytest pytest-timeout requests trio uvicorn websockets wsproto zstandard
 	.venv-oldest/bin/python -m pytest -q tests/capture/server
 
-system: ## Install the browser and PostgreSQL for tests, where they are missing (Debian, as root or with sudo)
+system: ## Install the browser, PostgreSQL and PgBouncer for tests, where they are missing (Debian, as root or with sudo)
 	@look() { missing=; \
 	  command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$(BROWSER)"; \
 	  command -v initdb >/dev/null || ls $(POSTGRES_BIN) >/dev/null 2>&1 || missing="$$missing $(DATABASE)"; \
+	  command -v pgbouncer >/dev/null || ls $(POOLER_BIN) >/dev/null 2>&1 || missing="$$missing $(POOLER)"; \
 	  [ -z "$$missing" ]; }; \
-	if look; then echo "Chromium and PostgreSQL are there"; exit 0; fi; \
+	if look; then echo "Chromium, PostgreSQL and PgBouncer are there"; exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "Not a Debian: install $$missing"; exit 1; fi; \
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120"; \

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ("make", "sh", "id", "env", "sleep", "cat", "ls", "cp")
-NEEDED = ("chromium", "chromedriver", "initdb")
+NEEDED = ("chromium", "chromedriver", "initdb", "pgbouncer")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ n=0; [ -e {machine}/n ] && n=$(cat {machine}/n); n=$((n + 1)); echo $n > {machin
 
 def make_system(machine: Path) -> subprocess.CompletedProcess[str]:
     command = [str(machine / "make"), "--no-print-directory", "system", "PYTHON=true"]
-    command += ["WAITS=0 0 0", "POSTGRES_BIN=/nowhere"]
+    command += ["WAITS=0 0 0", "POSTGRES_BIN=/nowhere", "POOLER_BIN=/nowhere"]
     environ = {"PATH": str(machine)}
     return subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
@@ -64,7 +64,7 @@ def test_packages_that_fail_at_first_are_asked_for_again(machine):
     done = make_system(machine)
     assert done.returncode == 0, done.stderr
     calls = (machine / "calls").read_text().splitlines()
-    assert [call.split()[-1] for call in calls] == ["update", "postgresql"] * 3
+    assert [call.split()[-1] for call in calls] == ["update", "pgbouncer"] * 3
     assert all("Acquire::Retries=3" in call for call in calls)
 
 
@@ -79,4 +79,4 @@ def test_what_is_still_missing_in_the_end_is_a_failure(machine, fails, brings):
 def test_a_machine_without_apt_is_told_what_to_install(machine):
     done = make_system(machine)
     assert done.returncode != 0
-    assert "install chromium chromium-driver postgresql" in done.stdout
+    assert "install chromium chromium-driver postgresql pgbouncer" in done.stdout

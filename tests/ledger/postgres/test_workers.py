@@ -365,6 +365,33 @@ def test_whoever_works_beside_whom_all_is_billed_once(hire, stripe):
     assert totals(pods[0]) == {"recorded": 100, "pending": 0, "accepted": 100, "in_doubt": 0, "dead": 0}
 
 
+@pytest.mark.parametrize("skew_s", [-2 * 86_400, 2 * 86_400])
+def test_a_worker_whose_clock_is_days_off_takes_nothing_from_others_and_waits_as_they_do(
+    hire, stripe, skew_s
+):
+    """The server's clock counts for leases, retries and doubt."""
+    now = time.time()
+    right, wrong = hire(clock="server", now=now), hire(clock="server", now=now + skew_s)
+    for ledger, at in ((right, now), (wrong, now + skew_s)) * 2:
+        ledger.maintain(now=at)
+    right.commit(
+        [entry(f"r{n}", line(1), customer=f"cus_{n}", used_at=now - 120) for n in range(60)], [], now=now
+    )
+    made = [right.freeze(now=now, bucket_s=60), wrong.freeze(now=now + skew_s, bucket_s=60)]
+    assert sum(made) == 60
+    assert min(made) > 10
+    mine = right.claim(now=now, limit=100)
+    assert wrong.maintain(now=now + skew_s) == [], "no lease of the other's has run out"
+    its = wrong.claim(now=now + skew_s, limit=100)
+    assert {c.event.identifier for c in mine} & {c.event.identifier for c in its} == set()
+    told = wrong.finish_many([(c, Outcome("not_sent")) for c in its], now=now + skew_s)
+    assert wrong.claim(now=now + skew_s, limit=100) == [], "they wait for their retry"
+    assert abs(min(t.next_attempt_at for t in told) - time.time()) < 60
+    assert wrong.due_at() - (now + skew_s) < 60, "on its own clock"
+    right.finish_many([(c, stripe.send(c)) for c in mine], now=now)
+    assert right.status(now=now).events == {"ACCEPTED": len(mine), "PENDING": len(its)}
+
+
 def test_a_replay_by_several_at_once_makes_one_child(hire):
     ledgers = [hire() for _ in range(4)]
     used(ledgers[0], 1)
