@@ -174,7 +174,8 @@ def _starting(anchor: datetime | None, backdate: datetime | None, billing_mode: 
         raise ConfigurationError("anchor and backdate exclude each other; both say where periods begin")
     if backdate is not None and billing_mode == "classic":
         raise ConfigurationError(
-            "backdate needs billing_mode='flexible'; classic billing does not invoice past usage"
+            "backdate needs billing_mode='flexible', which invoices each past period by itself; classic "
+            "billing mixes past usage with that of the first period"
         )
     for name, at in (("anchor", anchor), ("backdate", backdate)):
         if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):

@@ -14,6 +14,8 @@ from .store import Doc
 from .world import API_VERSION, Call, Route
 
 THIN = "v2.core.event"
+THIN_LIFE_S = 30 * 86_400
+"""How long a thin event can be read with its data."""
 
 
 def emit(call: Call, type: str, shown: Doc, previous: Doc | None = None) -> None:
@@ -73,7 +75,7 @@ def list_events(call: Call) -> Doc:
 
 def retrieve_thin(call: Call) -> Doc:
     event = call.store.get(call.account, THIN, call.args[0])
-    if event is None:
+    if event is None or _is_gone(call, event):
         raise missing_resource("event", call.args[0], "id", in_path=True)
     return public(event)
 
@@ -86,7 +88,8 @@ def list_thin(call: Call) -> Doc:
     def keep(event: Doc) -> bool:
         related = event["related_object"] or {}
         return (
-            (not wanted.get("types") or event["type"] in wanted["types"])
+            not _is_gone(call, event)
+            and (not wanted.get("types") or event["type"] in wanted["types"])
             and wanted.get("object_id") in (None, related.get("id"))
             and created_within(int(event["_created"]), within)
         )
@@ -106,6 +109,10 @@ def v2_page(call: Call, kind: str, url: str, keep: Any, render: Any = None) -> D
         "next_page_url": f"{url}?limit={limit}&page={docs[limit - 1]['id']}" if more else None,
         "previous_page_url": None,
     }
+
+
+def _is_gone(call: Call, event: Doc) -> bool:
+    return bool(event["_created"] <= call.world.now() - THIN_LIFE_S)
 
 
 def fits(type: str, wanted: str) -> bool:

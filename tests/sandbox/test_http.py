@@ -221,6 +221,7 @@ def test_lists_are_newest_first_and_page_through(api):
     assert len(first.data) == 10
     assert first.has_more
     assert first.url == "/v1/customers"
+    assert not api.customers.list({"limit": 25}).has_more, "the last one is on the page"
     assert [one.id for one in api.customers.list({"limit": 7}).auto_paging_iter()] == made[::-1]
 
 

@@ -206,6 +206,18 @@ def test_v2_lists_page_by_their_next_url(shop, client, sandbox):
     assert len({event.id for event in found}) == 5
 
 
+def test_thin_events_are_kept_for_30_days(shop, client, sandbox, clock, refused):
+    shop.use("abc")
+    sandbox.settle()
+    [event] = client.v2.core.events.list().data
+    assert "data" not in event.to_dict(), "a list shows them as they were delivered"
+    clock.time += 30 * 86_400 - 1
+    assert client.v2.core.events.retrieve(event.id).data
+    clock.time += 1
+    assert client.v2.core.events.list().data == []
+    assert refused(client.v2.core.events.retrieve, event.id).http_status == 404
+
+
 def test_an_unknown_event_gets_404(client, refused):
     assert refused(client.v2.core.events.retrieve, "evt_x").http_status == 404
 
@@ -429,3 +441,22 @@ def test_a_deletion_by_v2_is_replayed_under_its_key(client, thin, refused):
     assert first.id == again.id == thin.id
     assert again.last_response.headers["Idempotent-Replayed"] == "true"
     assert refused(destinations.delete, thin.id, {}, {"idempotency_key": "another"}).http_status == 404
+
+
+def test_an_endpoint_gets_snapshots_and_a_thin_destination_thin_events_though_both_ask_for_all(
+    shop, client, sandbox, snapshots, receiver
+):
+    destination = {
+        "name": "all",
+        "type": "webhook_endpoint",
+        "event_payload": "thin",
+        "enabled_events": ["*"],
+        "webhook_endpoint": {"url": receiver.url + "&thin"},
+    }
+    client.v2.core.event_destinations.create(destination)
+    client.v1.customers.create({})
+    shop.use("abc")
+    sandbox.settle()
+    sandbox.deliver_webhooks()
+    kinds = sorted((json.loads(body)["object"], json.loads(body)["type"]) for body, _ in receiver.got)
+    assert kinds == [("event", "customer.created"), ("v2.core.event", ERRORS)]
