@@ -225,6 +225,12 @@ def test_a_renewal_that_cannot_be_paid_makes_the_subscription_past_due(life, sho
     [invoice] = life.invoices(subscription)
     assert (invoice.status, invoice.attempted, invoice.amount_remaining) == ("open", True, 4)
     assert life.api.subscriptions.retrieve(subscription.id).status == "past_due"
+    told = [(one.type, one.data.object.id) for one in life.api.events.list({"limit": 100}).data][::-1]
+    finalized = told.index(("invoice.finalized", invoice.id))
+    assert told[finalized + 1 : finalized + 3] == [
+        ("invoice.payment_failed", invoice.id),
+        ("customer.subscription.updated", subscription.id),
+    ]
     paid = life.api.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
     assert (paid.status, paid.amount_paid) == ("paid", 4)
     assert life.api.subscriptions.retrieve(subscription.id).status == "active"
@@ -239,6 +245,20 @@ def test_a_sent_invoice_is_open_until_it_is_paid(life, shop):
     assert invoice.due_date == at("2025-03-12T01:00:00")
     assert life.api.subscriptions.retrieve(subscription.id).status == "active"
     assert life.api.invoices.pay(invoice.id, {"paid_out_of_band": True}).status == "paid"
+
+
+def test_a_customers_balance_is_taken_as_it_stands_when_an_invoice_is_final(life, shop):
+    subscription = life.subscribe(shop.metered(unit_amount=1), **SENT)
+    life.api.customers.update(life.jenny.id, {"balance": -100})
+    life.use(30)
+    life.until("2025-02-10T00:10:00")  # a draft
+    life.api.customers.update(life.jenny.id, {"balance": -50})
+    life.until("2025-02-10T02:00:00")
+    life.use(40)
+    life.until("2025-03-10T02:00:00")
+    seen = [(one.total, one.starting_balance, one.amount_due) for one in life.invoices(subscription)]
+    assert seen == [(30, -50, 0), (40, -20, 20)]
+    assert life.api.customers.retrieve(life.jenny.id).balance == 0
 
 
 def test_an_incomplete_subscription_expires_after_23_hours(life, shop):
