@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 STREAMS = frozenset((*STREAMED, FRAMED))
 """Content types of answers that come event by event."""
 
+QUICK = 16 * 1024
+"""So many bytes of events are decoded in less than a millisecond."""
+
 _CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
@@ -85,6 +88,11 @@ class AnswerTally:
     @property
     def complete(self) -> bool:
         return self._wire.complete
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether what came of a stream has to be decoded, and is too much for the event loop."""
+        return self.is_stream and self._wire.left_to_decode > QUICK
 
     @property
     def body(self) -> bytes:

@@ -132,11 +132,12 @@ class StreamTap:
             self._recorder.telemetry.failure("capture.progress", exc)
         return self._due
 
-    def finish(self, complete: bool = True) -> Ticket | None:
+    def finish(self, complete: bool = True, *, here: bool = False) -> Ticket | None:
         """Record the stream; only the first call does anything. Never raises, never waits.
 
         Args:
             complete: Whether it was read to its end. What a provider said of the whole counts either way.
+            here: On this thread, however much is left to be decoded.
         """
         if self._process != getpid():
             return None  # a forked child holds a copy; the stream is its parent's
@@ -144,6 +145,8 @@ class StreamTap:
             return self._finish_later(complete)
         if not complete and self.hold is not None and self.hold():
             return None
+        if not here and getattr(self.tally, "is_slow", False):
+            return self._finish_later(complete)
         with self._lock:
             if self._finished:
                 return None
@@ -169,7 +172,7 @@ class StreamTap:
         self.scope.note_recorded()
 
         def job() -> None:
-            ticket = self.finish(complete)
+            ticket = self.finish(complete, here=True)
             late.fail(None) if ticket is None else late.follow(ticket)
 
         self._recorder.counter.later(job)

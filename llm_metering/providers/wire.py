@@ -98,6 +98,11 @@ class WireTally:
         return self._body.result()
 
     @property
+    def left_to_decode(self) -> int:
+        """How many bytes of a stream `result` has to decode, because no usage was found in them."""
+        return self._body.left_to_decode if type(self._body) is WireEvents else 0
+
+    @property
     def body(self) -> bytes:
         """All of an answer in JSON; empty where it is none, or too long to be kept."""
         return b"".join(self._body.chunks) if type(self._body) is _Json else b""

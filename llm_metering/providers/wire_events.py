@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
+from time import sleep
 
 from ..sse import SSEDecoder, SSEvent, lines_of
 from ..usage import Reading
@@ -13,7 +15,7 @@ from .streams import StreamTally
 WINDOW = 64 * 1024
 """How much of a stream is searched at a time."""
 FOLD = 1024 * 1024
-"""A longer stream is decoded as it comes, and only its text is kept."""
+"""Of a longer stream the oldest part is decoded as more comes, and only its text is kept."""
 
 _USAGE = re.compile(rb'"usage(?!":\s*null)')
 """A key of a usage, but for the `"usage": null` that some providers put into every event."""
@@ -39,7 +41,7 @@ class WireEvents:
         self._size = 0
         self._next = WINDOW
         self._carry = b""
-        self._raw: list[bytes] = []
+        self._raw: deque[bytes] = deque()
         self._raw_size = 0
         self._seen = 0
         self._full: _Decoded | None = None
@@ -68,6 +70,10 @@ class WireEvents:
         return self._light.complete
 
     @property
+    def left_to_decode(self) -> int:
+        return 0 if self.complete and not (self._unsure or self._keep_text) else self._raw_size
+
+    @property
     def failed(self) -> bool:
         return self._light.failed or (self._full is not None and self._full.tally.failed)
 
@@ -79,15 +85,14 @@ class WireEvents:
             reading = self._light.result()
             if reading.usage or reading.problem:
                 return reading
-        decoded = self._full
-        if decoded is None and (whole := self._whole()) is not None:
+        if self._full is None and (whole := self._whole()) is not None:
             return whole
-        if decoded is None:
-            decoded = _Decoded(self._provider, self._api, self._keep_text)
-            for raw in self._raw:
-                decoded.feed(raw)
+        decoded = self._decoded()
+        while self._raw:
+            self._fold()
+            sleep(0)  # where this is not the event loop's thread, that one goes on meanwhile
         decoded.feed(self._carry)
-        self._raw, self._carry, self._full = [], b"", decoded
+        self._carry = b""
         return decoded.result()
 
     def _whole(self) -> Reading | None:
@@ -152,20 +157,27 @@ class WireEvents:
 
     def _keep(self, raw: bytes) -> None:
         self._seen += len(raw)
-        if self._full is None:
-            self._raw.append(raw)
-            self._raw_size += len(raw)
-            if self._raw_size > FOLD:
-                self._full = _Decoded(self._provider, self._api, self._keep_text)
-                for each in self._raw:
-                    self._full.feed(each)
-                self._raw = []
-        elif self._seen <= self._max:
-            self._full.feed(raw)
-        else:
+        if self._seen > self._max:
             # Only the usage is still looked for.
-            self._full.cut_short = True
+            self._decoded().cut_short = True
             self._light.forget_text()
+            return
+        self._raw.append(raw)
+        self._raw_size += len(raw)
+        if self._raw_size > FOLD:
+            # A window for each that comes: never so much at a time that an event loop would notice.
+            self._fold()
+
+    def _decoded(self) -> _Decoded:
+        if self._full is None:
+            self._full = _Decoded(self._provider, self._api, self._keep_text)
+        return self._full
+
+    def _fold(self) -> None:
+        """Decode the oldest of what is kept as it came."""
+        raw = self._raw.popleft()
+        self._raw_size -= len(raw)
+        self._decoded().feed(raw)
 
 
 def _payload(line: bytes) -> bytes:

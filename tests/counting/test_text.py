@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm_metering.counting import count_text, vocabulary
+from llm_metering.counting import text as text_module
 from llm_metering.counting.text import count_in
 
 
@@ -80,3 +82,44 @@ def test_a_repeated_text_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_any_text_has_the_tokens_that_tiktoken_makes(text: str) -> None:
     for name in ("o200k_base", "cl100k_base"):
         assert count_in(name, text) == len(vocabulary.encoding(name).encode_ordinary(text))
+
+
+PARTS = (
+    "word",
+    "Word's",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\n\n",
+    "\t",
+    "1234",
+    ".",
+    "…",
+    "don't",
+    "日本",
+    "é",
+    "/",
+    "a",
+    "'s",
+    "🙂",
+)
+
+
+@pytest.mark.parametrize("name", ["o200k_base", "cl100k_base", "p50k_base", "r50k_base"])
+@pytest.mark.parametrize("piece", [1, 7, 64])
+def test_a_long_text_is_counted_in_pieces_that_add_up(
+    name: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer that counts a megabyte in one go lets no other thread run for 5 to 8 ms."""
+    monkeypatch.setattr(text_module, "_PIECE", piece)
+    whole = vocabulary.encoding(name).encode_ordinary
+    choose = random.Random(piece)
+    for _ in range(300):
+        text = "".join(choose.choices(PARTS, k=choose.randint(1, 80)))
+        assert text_module._count(name, text) == len(whole(text)), text
+
+
+def test_no_piece_of_ordinary_text_is_long() -> None:
+    text = "He said: nothing, and that was it.\n" * 40_000
+    assert max(map(len, text_module._pieces(text))) < 40_000
