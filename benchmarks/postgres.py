@@ -29,12 +29,16 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ledger import lines_of, make_record
+from benchmarks.ledger import make_record
+from llm_metering import Metering, Settings
 from llm_metering.ledger import rows
-from llm_metering.ledger.postgres import PostgresLedger
+from llm_metering.ledger.postgres import PostgresLedger, migrate
+from llm_metering.meters import checked_meters, liner
 from llm_metering.protocols import Entry, Outcome
+from llm_metering.usage import Reading, Usage
 from tests.ledger.postgres.cluster import Cluster, Place, binaries
 
+lines_of = liner(checked_meters(None))
 CLIENTS = 8
 GROUP = 500
 EACH = 10_000
@@ -316,9 +320,11 @@ _COPIES_OF_EVENTS = """
         frozen_at, 'SETTLED', 1, attempt_started_at
     FROM (SELECT * FROM meter_event ORDER BY seq LIMIT 10000) e, generate_series(1, {times}) n
 """
-_SIZE = """
-    SELECT sum(pg_total_relation_size(c))
-    FROM (VALUES ('usage'::regclass), ('meter_event'), ('attempt')) v (c)
+_SIZES = """
+    SELECT c::text, pg_total_relation_size(c)::float8 / greatest(n, 1) FROM (VALUES
+        ('usage'::regclass, (SELECT count(*) FROM usage)),
+        ('meter_event'::regclass, (SELECT count(*) FROM meter_event)),
+        ('attempt'::regclass, (SELECT count(*) FROM attempt))) v (c, n)
 """
 
 
@@ -340,8 +346,7 @@ def growth(cluster: Cluster, settled: Sequence[int]) -> dict[int, dict[str, floa
             there = wanted
         place.rows("ANALYZE")
         found[wanted] = _rates(ledger)
-        ((size,),) = place.rows(_SIZE)
-        found[wanted]["bytes a row"] = float(size) / wanted
+        found[wanted] |= {f"bytes a row of {name}": size for name, size in place.rows(_SIZES)}
     ledger.close()
     return found
 
@@ -361,6 +366,42 @@ def _rates(ledger: PostgresLedger) -> dict[str, float]:
     found["maintain"] = 10 / (time.perf_counter() - begin)
     cycle(ledger, LATER, 10**6)
     return found
+
+
+# ---- what a pod's request waits for
+
+
+def pod(cluster: Cluster, count: int = 4000, waits: int = 300) -> dict[str, float]:
+    """Seconds of `record()` on the caller, and of one acknowledgement alone: on one host, and as a pod that
+    forwards to PostgreSQL beside it."""
+    found: dict[str, float] = {}
+    url = cluster.new_database()
+    migrate(url)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ledger in (("one host", f"{folder}/ledger"), ("pod", url)):
+            settings = Settings(deliver="external", encodings=(), lane_folder=f"{folder}/lanes")
+            metering = Metering("cus_1", settings=settings, ledger=ledger)
+            metering.start()
+            found[f"{name}, record"] = statistics.median(_recorded(metering, n) for n in range(count))
+            found[f"{name}, wait"] = statistics.median(_waited(metering, n) for n in range(waits))
+            metering.stop()
+    return found
+
+
+def _recorded(metering: Metering, n: int) -> float:
+    usage = Usage(input=900, cached_input=128, output=40, reasoning=12)
+    reading = Reading(usage, "gpt-4o", f"chatcmpl-{n}", provider="openai", api="chat")
+    begin = time.perf_counter()
+    metering.recorder.record(reading, surface="client")
+    return time.perf_counter() - begin
+
+
+def _waited(metering: Metering, n: int) -> float:
+    record = make_record(10**9 + n)
+    begin = time.perf_counter()
+    if not metering._writer.put(record).wait(30):
+        raise RuntimeError("the record was not committed")
+    return time.perf_counter() - begin
 
 
 # ---- the report
@@ -410,6 +451,11 @@ def main() -> None:
             with running_server() as base:
                 for workers in (1, 2, 4):
                     print(f"{workers} workers: {delivery(cluster, base, workers):.0f} events/s ({load()})")
+        if "pod" in parts:
+            m = medians([pod(cluster) for _ in range(args.rounds)])
+            for what in ("record", "wait"):
+                ours, alone = m[f"pod, {what}"], m[f"one host, {what}"]
+                print(f"{what}: pod {ours * 1e6:.0f} us, one host {alone * 1e6:.0f} us, {ours / alone:.2f} x")
         if "growth" in parts:
             for settled, rates in growth(cluster, [int(n) for n in args.settled.split(",")]).items():
                 print(settled, {k: round(v) for k, v in rates.items()}, load())
