@@ -254,7 +254,7 @@ print(telemetry.snapshot().get("delivery.accepted", 0), flush=True)
 """
 
 
-def delivery(cluster: Cluster, base: str, workers: int, count: int = 6_000) -> float:
+def delivery(cluster: Cluster, base: str, workers: int, count: int = 3_000) -> float:
     """Events a second of so many worker processes, over v1 to a server that accepts at once."""
     place = cluster.new_place()
     ledger = opened(place)
@@ -275,7 +275,7 @@ def delivery(cluster: Cluster, base: str, workers: int, count: int = 6_000) -> f
         time.sleep(0.02)
     first, before = time.perf_counter(), place.rows(left)[0][0]
     while (now_left := place.rows(left)[0][0]) > events // 10:
-        if time.perf_counter() - begin > 120:
+        if time.perf_counter() - begin > 240:
             raise RuntimeError(f"{now_left} of {events} are left")
         time.sleep(0.05)
     rate = (before - now_left) / (time.perf_counter() - first)
@@ -309,15 +309,15 @@ def _say(process: subprocess.Popen[str]) -> None:
 _COPIES_OF_USAGE = """
     INSERT INTO usage (id, customer, model, provider, provenance, response_id, surface, used_at, counts,
         dimensions, lines, held, recorded_at, "freeze")
-    SELECT md5(n::text || id), customer, model, provider, provenance, response_id, surface, used_at, counts,
-        dimensions, lines, held, recorded_at, "freeze"
+    SELECT md5('{times}' || n || id), customer, model, provider, provenance, response_id, surface, used_at,
+        counts, dimensions, lines, held, recorded_at, "freeze"
     FROM (SELECT * FROM usage ORDER BY seq LIMIT 10000) u, generate_series(1, {times}) n
 """
 _COPIES_OF_EVENTS = """
     INSERT INTO meter_event (identifier, "freeze", line_key, customer, event_name, value, timestamp, payload,
         frozen_at, state, attempts, attempt_started_at)
-    SELECT md5(n::text || identifier), "freeze", line_key, customer, event_name, value, timestamp, payload,
-        frozen_at, 'SETTLED', 1, attempt_started_at
+    SELECT md5('{times}' || n || identifier), "freeze", line_key, customer, event_name, value, timestamp,
+        payload, frozen_at, 'SETTLED', 1, attempt_started_at
     FROM (SELECT * FROM meter_event ORDER BY seq LIMIT 10000) e, generate_series(1, {times}) n
 """
 _SIZES = """

@@ -55,6 +55,7 @@ PACKAGES = {
     "langchain_core": "langchain-core",
     "opentelemetry": "opentelemetry-sdk",
     "pydantic_ai": "pydantic-ai",
+    "yaml": "pyyaml",
 }
 THERE = {"anyio", "llm_metering", "pydantic", "starlette"}
 """With this package, or with FastAPI."""
