@@ -72,6 +72,7 @@ def create_app(*, seed: int | None = None, delay_s: float | None = None) -> Star
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=post),
+            Route("/openai/v1/chat/completions", chat, methods=post),  # Groq
             Route("/v1/responses", responses, methods=post),
             Route("/v1/embeddings", embeddings, methods=post),
             Route("/v1/messages", messages, methods=post),
