@@ -32,6 +32,8 @@ _ENDINGS = "capture/server/test_middleware_endings.py"
 _UNWATCHED = "ledger/test_unwatched_clocks.py"
 _FLEET = "ledger/postgres"
 _FAULTS = "ledger/postgres/test_faults.py"
+_PODS = "ledger/postgres/test_pods.py"
+_BACK = "ledger/postgres/test_going_back.py"
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,112 @@ MUTANTS = (
         ("ledger/test_parts.py::test_a_stream_that_does_not_end_is_billed_in_parts_that_add_up",),
     ),
     Mutant(
+        "fleet, re-offer window: what was taken stays for a while",
+        "ledger/outbox.py",
+        "if now - at >= self._window_s]",
+        "if now - at >= 0]",
+        (f"{_PODS}::test_what_was_taken_stays_for_the_window_and_is_dropped_then",),
+    ),
+    Mutant(
+        "fleet, re-offer window: all of it is offered again",
+        "ledger/outbox.py",
+        "course.again, course.taken, course.notes = held.offered, 0, []",
+        "course.again, course.notes = held.offered, []",
+        (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
+    ),
+    Mutant(
+        "fleet, intent: that records may be in the ledger is on disk before they can be",
+        "ledger/outbox.py",
+        "            held.course.offered = held.offered + _AHEAD\n            self._save(held, now)\n",
+        "            pass\n",
+        (f"{_BACK}::test_what_was_offered_and_never_acknowledged_is_doubted_too",),
+    ),
+    Mutant(
+        "fleet, lanes: a record is taken before the lane says so",
+        "ledger/outbox.py",
+        "        self._intend(held, last, now)\n",
+        "        self._intend(held, last, now)\n        course.taken = max(course.taken, last)\n"
+        "        self._save(held, now)\n",
+        (f"{_PODS}::test_killed_at_any_step_between_lane_and_ledger_everything_is_there_once",),
+    ),
+    Mutant(
+        "fleet, mark: another server is noticed before anything is done",
+        "ledger/postgres/ledger.py",
+        "            self._met = marks.meet(db, at)\n",
+        "            self._met = None\n",
+        (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
+    ),
+    Mutant(
+        "fleet, mark: a lane that was told of more knows better",
+        "ledger/postgres/pods.py",
+        "    if offer.mark == latest and number < offer.number and",
+        "    if False and",
+        (f"{_BACK}::test_a_restored_backup_is_noticed_by_a_lane_that_was_told_of_more",),
+    ),
+    Mutant(
+        "fleet, mark: a server whose log is shorter is noticed",
+        "ledger/postgres/ledger.py",
+        "went_back = db.timeline == self._timeline and db.written < self._written",
+        "went_back = False",
+        (f"{_BACK}::test_a_restored_backup_is_noticed_by_a_worker_whose_server_was_further",),
+    ),
+    Mutant(
+        "fleet, mark: usage that the copy holds may have been billed",
+        "ledger/postgres/marks.py",
+        'WHERE "freeze" IS NULL AND held IS NULL AND used_at < %(until)s',
+        'WHERE "freeze" IS NULL AND held IS NULL AND used_at < %(until)s AND false',
+        (f"{_BACK}::test_a_restored_backup_is_noticed_by_a_worker_whose_server_was_further",),
+    ),
+    Mutant(
+        "fleet, mark: usage that is offered again may have been billed",
+        "ledger/postgres/pods.py",
+        "    if offer.again and known:\n",
+        "    if False:\n",
+        (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
+    ),
+    Mutant(
+        "fleet, mark: a bucket that was frozen early is no proof",
+        "ledger/postgres/marks.py",
+        "    if row is not None and now - float(row[0]) < _EARLY_FOR_S:\n",
+        "    if False:\n",
+        (f"{_BACK}::test_a_bucket_that_a_flush_froze_early_is_doubted_though_it_is_open",),
+    ),
+    Mutant(
+        "fleet, mark: what may have been billed is in doubt and not sent",
+        "ledger/postgres/freezing.py",
+        "            self._db.run(_IN_DOUBT, freeze=freeze, since=since, at=at, why=held)\n",
+        "",
+        (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
+    ),
+    Mutant(
+        "fleet, mark: an event that may have been sent is sent again while Stripe knows it",
+        "ledger/postgres/marks.py",
+        "CASE state WHEN 'SENDING' THEN attempt_started_at END, %(since)s),",
+        "CASE state WHEN 'SENDING' THEN attempt_started_at END, %(now)s),",
+        (f"{_BACK}::test_an_event_whose_identifier_stripe_may_have_forgotten_is_not_sent_again",),
+    ),
+    Mutant(
+        "fleet, mark: fences of before mean nothing",
+        "ledger/postgres/marks.py",
+        "_FENCES = 10**12",
+        "_FENCES = 0",
+        (f"{_BACK}::test_fences_of_before_change_nothing_after",),
+    ),
+    Mutant(
+        "fleet, mark: numbers of line keys that are lost are forgotten",
+        "ledger/postgres/ledger.py",
+        "            self._forget()  # numbers that another life of the server gave out\n",
+        "",
+        (f"{_BACK}::test_numbers_of_line_keys_that_the_lost_server_gave_out_are_not_used_again",),
+    ),
+    Mutant(
+        "fleet, lanes: a folder is a ledger or leads to one",
+        "ledger/folder.py",
+        "    if mark.is_file() and not forwards:\n",
+        "    if False:\n",
+        (f"{_PODS}::test_a_folder_of_lanes_is_no_ledger_and_a_ledger_no_folder_of_lanes",),
+    ),
+    Mutant(
         "fleet, fence: an old lease changes nothing",
         "ledger/postgres/sending.py",
         'if row is None or row[_FENCE] != claim.fence or row[6] != "SENDING":',
@@ -346,7 +454,7 @@ MUTANTS = (
         "fleet, dedupe key: what is offered again is known",
         "ledger/postgres/intake.py",
         'made["id"] = tuple([_id(i) for i in made["id"]])',
-        'made["id"] = tuple([f"{_id(i)} {id(made)} {now}" for i in made["id"]])',
+        'made["id"] = tuple([f"{_id(i)} {sha256(str(object()).encode()).hexdigest()[:8]}" for i in made["id"]])',
         (f"{_FAULTS}::test_records_whose_commit_was_not_answered_are_offered_again_and_count_once",),
     ),
     Mutant(

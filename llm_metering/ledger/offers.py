@@ -28,6 +28,8 @@ class Offer:
     """What the numbers in the records' lines stand for."""
     last: int = 0
     """The number of its last record, for the lane alone."""
+    was_offered: bool = False
+    """Whether the ledger may have taken anything of this lane already, though it never said so."""
     again: bool = False
     """Whether the ledger may have had these records before it went back."""
     since: float | None = None

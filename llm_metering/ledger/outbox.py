@@ -156,6 +156,7 @@ class Outbox:
             streams=ids,
             keys=lane.line_keys(_numbers([*records, *changed])),
             last=last,
+            was_offered=held.before > 0,
             again=again,
             since=course.heard_at,
         )
@@ -183,8 +184,8 @@ class Outbox:
         held = self._of(offer.lane, now)
         if held is None:
             return 0  # the lane was removed under us, and nothing of it is left to note
-        course = held.course
-        if not course.number and isinstance(answer, OfferAgain):
+        course, is_first = held.course, not held.course.number
+        if is_first and isinstance(answer, OfferAgain) and answer.number:
             held.before = held.lane.last_seq()  # we know nothing, and the ledger knows us
         course.number, course.mark, course.heard_at = answer.number, answer.mark, now
         if isinstance(answer, OfferAgain):
@@ -196,6 +197,8 @@ class Outbox:
             held.told = {id_: at for id_, at in held.told.items() if id_ in under_way}
             held.is_new = False
         self._note(course, now)
+        if is_first:
+            self._save(held, now)
         return 0
 
     def _begin_again(self, held: _Held, now: float) -> int:

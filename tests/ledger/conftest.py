@@ -56,7 +56,7 @@ class Bench:
 
     def rows(self, query: str) -> list[Any]:
         """What a ledger on disk holds."""
-        return self.query(query) if self.kind == "postgres" else rows(self.path, query)
+        return self.query(query) if self.kind in ("postgres", "lanes") else rows(self.path, query)
 
     def crash(self, *, now: float = T0) -> Any:
         self.ledger = self.reopened()
@@ -87,7 +87,42 @@ def place(cluster: Any) -> Any:
     return cluster.new_place()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+class ByLanes:
+    """A ledger in PostgreSQL as a service records to it: into a lane of its host, and from there."""
+
+    def __init__(self, folder: Path, ledger: Any) -> None:
+        from llm_metering.ledger.outbox import Outbox
+
+        self._ledger = ledger
+        self._lanes = SqliteLedger(folder, forwards=True, adopt_after_s=0)
+        self._outbox = Outbox(self._lanes, window_s=900)
+
+    def open(self, *, now: float) -> None:
+        self._lanes.open(now=now)
+        self._ledger.open(now=now)
+        self._forward(now)
+
+    def close(self) -> None:
+        self._lanes.close()
+        self._ledger.close()
+
+    def commit(self, entries: Any, progress: Any, *, drops: Any = (), now: float) -> int:
+        self._lanes.commit(entries, progress, drops=drops, now=now)
+        return self._forward(now)
+
+    def _forward(self, now: float) -> int:
+        new = 0
+        while (offer := self._outbox.next(now=now)) is not None:
+            answer = self._ledger.take_in(offer, now=now)
+            self._outbox.answered(offer, answer, now=now)
+            new += getattr(answer, "new", 0)
+        return new
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres", "lanes"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     numbers = itertools.count(1)
 
@@ -118,8 +153,12 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         )
         return made[-1]
 
-    place = request.getfixturevalue("place") if request.param == "postgres" else None
-    reopened = {"memory": memory, "sqlite": sqlite, "postgres": postgres}[request.param]
+    def lanes() -> Any:
+        made.append(ByLanes(tmp_path / "lanes", postgres()))
+        return made[-1]
+
+    place = request.getfixturevalue("place") if request.param in ("postgres", "lanes") else None
+    reopened = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "lanes": lanes}[request.param]
     bench = Bench(request.param, reopened, reopened(), tmp_path / "ledger")
     bench.ledger.open(now=T0)
     if place is not None:

@@ -41,7 +41,7 @@ def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tup
         return OfferAgain(number, latest, why), marked
     if bool(number) != bool(offer.number):
         return OfferAgain(number, latest, "it does not know how far it had come"), None
-    if offer.mark != latest and offer.number:
+    if offer.mark != latest and (offer.number or offer.was_offered):
         return OfferAgain(number, latest, known[-1].why), None
     post.touch(db, now)
     _end_streams(db, offer)

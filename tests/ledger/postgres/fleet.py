@@ -70,6 +70,7 @@ class Host:
         """Without a word; its lanes are there for whoever comes."""
         self.lanes.close()
         self.ledger.vanish()
+        self.fleet.hosts.remove(self)
 
 
 class Fleet:

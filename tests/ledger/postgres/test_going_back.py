@@ -114,6 +114,25 @@ def test_usage_that_was_forgotten_before_it_was_sent_is_billed_in_the_end(fleet)
     right(fleet)
 
 
+def test_what_was_offered_and_never_acknowledged_is_doubted_too(fleet):
+    """The service was killed before it heard that its group was taken. It was frozen, sent and forgotten."""
+    standby = fleet.cluster.base_backup()
+    host = fleet.host()
+    host.use("a", value=3)
+    offer = host.outbox.next(now=fleet.now)
+    host.ledger.take_in(offer, now=fleet.now)
+    host.die()
+    fleet.now += 60
+    fleet.work()
+    assert fleet.books() == 3
+    fleet.cluster.fail_over(standby)
+    fleet.host().forward()
+    fleet.work()
+    assert [row.record.id for row in fleet.worker.set_aside("held")] == ["a"]
+    settled(fleet)
+    right(fleet)
+
+
 def test_an_event_that_waited_is_sent_again_under_its_identifier(fleet):
     """The copy has it PENDING; the lost primary has sent it."""
     host = fleet.host()
@@ -253,7 +272,7 @@ def test_fences_of_before_change_nothing_after(fleet):
     other.maintain(now=fleet.now)
     (claim,) = other.claim(now=fleet.now, limit=1)
     assert claim.event == zombie.event
-    assert claim.fence > zombie.fence + marks._FENCES // 2
+    assert claim.fence > zombie.fence + 10**9
     assert fleet.worker.finish(zombie, Outcome("not_sent"), now=fleet.now) is None
     assert other.finish(claim, Outcome("accepted", 200), now=fleet.now) is not None
 
@@ -294,11 +313,13 @@ def test_a_restored_backup_is_noticed_by_a_lane_that_was_told_of_more(fleet):
     assert fleet.books() == 6
     fleet.cluster.restore(backup)
     assert fleet.in_ledger() == ["known"]
+    host.die()
+    host = fleet.host()  # another process, which remembers what the lane does
     host.use("after", value=8)
     host.forward()
     names = [*fleet.names(), *(a.name for a in host.ledger.take_alarms())]
     assert "ledger.went_back" in names
-    assert host.again == 2
+    assert host.again >= 2
     fleet.work()
     assert fleet.books() == 6, "what may have been sent is held"
     settled(fleet)
