@@ -59,8 +59,9 @@ mutants: $(READY) ## Take each protection out of a copy, and prove that a test t
 	$(BIN)/python tools/mutants.py
 
 MINUTES ?= 10
-soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak MINUTES=10
-	$(BIN)/python tools/soak.py --minutes $(MINUTES)
+FLEET ?=
+soak: $(READY) ## Minutes of kills and failures, and then the audit: make soak MINUTES=10 [FLEET=yes]
+	$(BIN)/python tools/soak.py --minutes $(MINUTES) $(if $(FLEET),--fleet)
 
 fuzz: $(READY) ## Minutes of hostile bytes and values for every reader: make fuzz MINUTES=10
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)

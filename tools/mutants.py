@@ -371,7 +371,7 @@ MUTANTS = (
         "ledger/postgres/ledger.py",
         "            self._met = marks.meet(db, at)\n",
         "            self._met = None\n",
-        (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
+        (f"{_BACK}::test_a_worker_that_remembers_nothing_notices_a_standby_that_took_over",),
     ),
     Mutant(
         "fleet, mark: a lane that was told of more knows better",
@@ -454,7 +454,7 @@ MUTANTS = (
         "fleet, dedupe key: what is offered again is known",
         "ledger/postgres/intake.py",
         'made["id"] = tuple([_id(i) for i in made["id"]])',
-        'made["id"] = tuple([f"{_id(i)} {sha256(str(object()).encode()).hexdigest()[:8]}" for i in made["id"]])',
+        'import os\n        made["id"] = tuple([f"{_id(i)} {os.urandom(4).hex()}" for i in made["id"]])',
         (f"{_FAULTS}::test_records_whose_commit_was_not_answered_are_offered_again_and_count_once",),
     ),
     Mutant(

@@ -291,8 +291,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--no-kills", action="store_true", help="let workers live, to watch their memory")
+    parser.add_argument("--fleet", action="store_true", help="six services, three workers and one PostgreSQL")
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.minutes} minutes", flush=True)
+    if asked.fleet:
+        import soak_fleet
+
+        return soak_fleet.main(asked.minutes, asked.seed)
     began = time.monotonic()
     with _stage() as (stage, sandbox):
         soak = Soak(stage, sandbox, asked.seed, kills=not asked.no_kills)

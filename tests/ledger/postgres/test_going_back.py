@@ -237,6 +237,25 @@ def test_a_bucket_of_which_a_part_was_sent_is_left_to_a_person_and_not_guessed(f
     assert fleet.worker.status(now=fleet.now).events == {"IN_DOUBT": 1}
 
 
+def test_a_worker_that_remembers_nothing_notices_a_standby_that_took_over(fleet):
+    host = fleet.host()
+    host.use("a", value=2)
+    host.forward()
+    standby = fleet.cluster.base_backup()
+    fleet.now += 60
+    fleet.work()
+    assert fleet.books() == 2
+    fleet.cluster.fail_over(standby)
+    fleet.worker.vanish()
+    fleet.now += 61
+    fleet.worker = fleet.new_ledger()
+    fleet.work()
+    assert fleet.books() == 2, "whoever comes first, it is not sent again"
+    assert [row.record.id for row in fleet.worker.set_aside("held")] == ["a"]
+    settled(fleet)
+    right(fleet)
+
+
 def test_the_mark_is_set_once_however_many_come_at_the_same_time(fleet):
     hosts = [fleet.host(f"host{n}") for n in range(3)]
     for n, host in enumerate(hosts):
