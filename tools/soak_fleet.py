@@ -1,11 +1,11 @@
 """Minutes of trouble for a fleet, and then the audit: `python tools/soak.py --fleet --minutes 10`.
 
 Six services record into lanes on two hosts, three workers deliver, one PostgreSQL is between them and a
-sandbox behind. Services and workers are killed with `kill -9` at random; PostgreSQL is killed twice, and once a
-standby that was behind takes its place, after more was recorded and sent. In the end everything is well again;
-the oracle reads the sandbox's sums on a clock that runs hours ahead, and what it settles is delivered. Exit 1
-unless everything that was acknowledged is in the ledger once, Stripe's books hold no more than that, and what
-they lack is in doubt.
+sandbox behind. Services and workers are killed with `kill -9` at random; PostgreSQL is killed twice, and once
+a standby that was behind takes its place, after more was recorded and sent. In the end everything is well
+again; the oracle reads the sandbox's sums on a clock that runs hours ahead, and what it settles is delivered.
+Exit 1 unless everything that was acknowledged is in the ledger once, Stripe's books hold no more than that,
+and what they lack is in doubt.
 """
 
 # ruff: noqa: S101, S311  (a test in all but name)
