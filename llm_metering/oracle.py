@@ -49,6 +49,13 @@ def explanations(
     Returns:
         Every set of them that does, but no more than `at_most`; None where there are too many sums to tell.
     """
+    if values and all(value > 0 for value in values):
+        # However many they are, no other choice comes to none of them, or to all.
+        whole, least = _EXACT.add(base, total(values)), min(values)
+        if same(stripe, base) and not same(stripe, _EXACT.add(base, least)):
+            return [()]
+        if same(stripe, whole) and not same(stripe, minus(whole, least)):
+            return [tuple(range(len(values)))]
     # All sums that can be reached, each with a few of the ways that lead there.
     ways: dict[Decimal, list[tuple[int, ...]]] = {base: [()]}
     for place, value in enumerate(values):

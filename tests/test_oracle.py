@@ -78,6 +78,11 @@ def test_explanations_are_those_that_trying_all_would_find(
 def test_too_many_sums_are_no_explanation() -> None:
     values = [Decimal(2) ** n for n in range(40)]
     assert oracle.explanations(Decimal(0), values, Decimal(5)) is None
+    assert oracle.explanations(Decimal(7), values, Decimal(7)) == [()], "none, which nothing else comes to"
+    all_of_them = [tuple(range(40))]
+    assert oracle.explanations(Decimal(7), values, Decimal(7) + sum(values)) == all_of_them
+    far = Decimal(10) ** 18
+    assert oracle.explanations(far, [ONE, ONE], far, at_most=9) != [()], "a double cannot tell"
     equal = [ONE] * 500
     assert oracle.explanations(Decimal(0), equal, Decimal(500)) == [tuple(range(500))]
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from .. import states
 from .connecting import Db
 
-_NOTE = "clock"
+ASLEEP_S = 60.0
+"""Nobody noted the time for longer: the server was away, or nobody could reach it."""
+_NOTE, _AWAKE = "clock", "awake"
 _SET = """
     INSERT INTO meta (name, value) VALUES (%(name)s, %(value)s)
     ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -47,5 +49,13 @@ def tell_time(db: Db, clock: Callable[[Db], float]) -> float:
     if back > 0:
         for query in (_MOVED, _LEASES, _WORKERS, _RATE, _USAGE, _PROGRESS, _EVENTS):
             db.run(query, by=back, now=now, second=int(now // 1))
+    if row is not None and -back > ASLEEP_S:
+        db.run(_SET, name=_AWAKE, value=repr(now))
     db.run(_SET, name=_NOTE, value=repr(now))
     return max(back, 0.0)
+
+
+def awake_since(db: Db) -> float:
+    """When the ledger could be reached again after nobody had, 0 if that was never so."""
+    row = db.run("SELECT value FROM meta WHERE name = %(name)s", name=_AWAKE).fetchone()
+    return 0.0 if row is None else float(row[0])

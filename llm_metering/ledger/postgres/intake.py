@@ -92,9 +92,15 @@ class Intake:
         return new - archiving.forget_known(self._db, columns["id"]) if new and query is _NEW_USAGE else new
 
 
-def recover(db: Db, now: float) -> None:
-    """What processes left under way that are gone, or not heard of any more, becomes usage."""
-    dead = [id_ for (id_,) in db.run(_DEAD, before=now - STREAMS_S)]
+def recover(db: Db, now: float, *, awake_since: float = 0.0) -> None:
+    """What processes left under way that are gone, or not heard of any more, becomes usage.
+
+    Args:
+        awake_since: When the ledger could be reached again. Who was silent while it could not may be well,
+            and about to forward how its streams ended.
+    """
+    before = now - STREAMS_S if now - awake_since >= STREAMS_S else float("-inf")
+    dead = [id_ for (id_,) in db.run(_DEAD, before=before)]
     dead += [id_ for (id_,) in db.run(_FORGOTTEN)]
     if dead:
         archiving.forget_known(db, [id_ for (id_,) in db.run(_RECOVER, dead=dead)])

@@ -250,7 +250,7 @@ class PostgresLedger:
 
         def body(db: Db, at: float) -> tuple[list[Transition], float]:
             mine, changed = self._post.hold(db, at, balance=True)
-            intake.recover(db, at)
+            self._recover(db, at)
             self._check_lateness(*sending.waiting_since(db, mine), at)
             self._check_doubt(doubted_since(db, mine), at)
             self._doubt_what_is_held(db, mine, at)
@@ -268,7 +268,7 @@ class PostgresLedger:
 
         def body(db: Db, at: float) -> None:
             self._post.touch(db, at)
-            intake.recover(db, at)
+            self._recover(db, at)
 
         self._do(body, now)
         return False
@@ -502,7 +502,7 @@ class PostgresLedger:
     def _arrive(self, db: Db, at: float) -> list[Transition]:
         self._post.touch(db, at)
         self._note_time(db, at)
-        intake.recover(db, at)
+        self._recover(db, at)
         return workers.crash_orphans(db, at)
 
     def _finish_and_claim(
@@ -555,6 +555,10 @@ class PostgresLedger:
         at = now - self._ahead_s if self._by_server else now
         if known is None or abs(known - at) > states.CLOCK_GRAIN_S:
             self._do(self._note_time, now)
+
+    def _recover(self, db: Db, at: float) -> None:
+        # A virtual clock leaps, and nobody was asleep.
+        intake.recover(db, at, awake_since=clocks.awake_since(db) if self._by_server else 0.0)
 
     def _note_time(self, db: Db, at: float) -> None:
         if back := clocks.tell_time(db, Db.clock if self._by_server else lambda _: at):

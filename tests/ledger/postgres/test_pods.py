@@ -184,6 +184,25 @@ def test_a_lane_is_told_to_offer_again_as_long_as_it_does_not_know_of_a_mark(fle
     assert fleet.in_ledger() == ["a", "b"]
 
 
+@pytest.mark.parametrize("away", [True, False])
+def test_streams_that_ended_while_the_database_was_away_are_billed_for_what_they_came_to(fleet, away):
+    """Nobody could be heard for an hour: that says nothing of those who were silent."""
+    host = fleet.host()
+    host.stream("s", value=3)
+    host.forward()
+    hour_ago = f"{time.time() - 3600!r}"
+    fleet.place.rows(f"UPDATE worker SET seen_at = {hour_ago}")
+    noted = hour_ago if away else f"{time.time()!r}"
+    fleet.place.rows(f"UPDATE meta SET value = '{noted}' WHERE name = 'clock'")
+    worker = fleet.new_ledger(clock="server")
+    worker.maintain(now=time.time())
+    assert fleet.in_ledger() == ([] if away else ["s"])
+    if away:
+        host.end_stream("s", value=8)
+        host.forward()
+        assert totals(worker)["recorded"] == 8
+
+
 # ---- a folder is for one thing
 
 
