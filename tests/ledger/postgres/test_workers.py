@@ -204,7 +204,7 @@ def test_a_worker_stopped_past_its_lease_and_continued_changes_nothing(hire, pla
 
 
 STANDS_STILL = """
-import os, signal, sys, time
+import signal, sys, threading, time
 sys.path.insert(0, sys.argv[3])
 from llm_metering import MemorySender
 from llm_metering.flusher import Flusher
@@ -219,7 +219,7 @@ class Stopped(PostgresLedger):
         claims = super().claim(**more)
         if claims:
             print("claimed", flush=True)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread, at once
             print("goes on", flush=True)
         return claims
 
