@@ -44,9 +44,12 @@ _HEADS = f"""
     )
     SELECT seq, customer, event_name FROM head LIMIT %(limit)s
 """
-BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL jit = off;"
-"""Before statistics are gathered the planner would read and sort all that waits for each pair. What it thinks
-that costs would make it compile every statement, too."""
+BY_INDEX = (
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off; "
+    "SET LOCAL jit = off;"
+)
+"""Before statistics are gathered the planner would read and sort all that waits for each pair, or all that
+there ever was. What it thinks that costs would make it compile every statement, too."""
 _WRITE = """
     UPDATE meter_event e SET state = v.state, attempts = v.attempts,
         attempt_started_at = v.attempt_started_at, first_ambiguous_at = v.first_ambiguous_at,
@@ -219,7 +222,12 @@ def _doubtful(db: Db, mine: Sequence[int], busy: set[Pair], now: float, limit: i
     heads: list[Row] = []
     for row in found:
         pair = (row[2], row[1])
-        if len(heads) < limit and pair not in busy and states.may_send(rows.standing_of(row), now=now):
+        if (
+            row[6] == "AMBIGUOUS"
+            and len(heads) < limit
+            and pair not in busy
+            and states.may_send(rows.standing_of(row), now=now)
+        ):
             busy.add(pair)
             heads.append(row)
     return heads
@@ -237,9 +245,9 @@ def _in_turn(db: Db, turn: Turn, mine: Sequence[int], busy: set[Pair], now: floa
                 break
     if not chosen:
         return []
-    found = _events(db, "seq = ANY(%(chosen)s::bigint[]) AND state = 'PENDING'", chosen=chosen)
+    found = _events(db, "seq = ANY(%(chosen)s::bigint[])", chosen=chosen)
     place = {seq: n for n, seq in enumerate(chosen)}
-    ready = [row for row in found if states.may_send(rows.standing_of(row), now=now)]
+    ready = [row for row in found if row[6] == "PENDING" and states.may_send(rows.standing_of(row), now=now)]
     return sorted(ready, key=lambda row: place[row[_SEQ]])
 
 
@@ -276,7 +284,12 @@ def _next(
 
 
 def _events(db: Db, where: str, order: str = "seq", **values: Any) -> list[Row]:
-    query = f"SELECT {_ROW} FROM meter_event WHERE {where} ORDER BY {order} FOR UPDATE"
+    # Found first, by the index that fits, and locked in order then: where sorting is off, one query for both
+    # would read the whole table by its key. What was locked may have moved on, which callers look at.
+    query = (
+        f"SELECT {_ROW} FROM meter_event WHERE seq = ANY(ARRAY(SELECT seq FROM meter_event WHERE {where})) "
+        f"ORDER BY {order} FOR UPDATE"
+    )
     return list(db.run(query, **values).fetchall())
 
 
@@ -287,6 +300,8 @@ def _named(db: Db, identifiers: Sequence[str]) -> list[Row]:
 def _crash(db: Db, where: str, now: float, **values: Any) -> list[Transition]:
     crashed = []
     for row in _events(db, f"state = 'SENDING' AND {where}", **{"now": now, **values}):
+        if row[6] != "SENDING":
+            continue
         step = states.crashed(rows.standing_of(row), now=now)
         crashed.append((row, step, Outcome("ambiguous", message=step.standing.reason)))
     _end(db, crashed, now)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from llm_metering.errors import LedgerError
+from llm_metering.ledger.postgres import sending
 from llm_metering.ledger.postgres.workers import HOLD_S, STREAMS_S
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, line, progress, totals
@@ -274,6 +275,39 @@ def test_a_worker_that_stood_still_after_its_claim_sends_nothing_that_may_be_for
         stopped.kill()
         stopped.wait()
         stopped.stdout.close()
+
+
+READ = """
+    SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables
+    WHERE relname = 'meter_event' AND schemaname = current_schema()
+"""
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_what_is_settled_is_not_read_again_to_finish_and_claim(hire, place, analyzed):
+    """However many events there were: what a turn reads does not grow with them."""
+    ledger = hire()
+    ledger.commit([entry(f"old{n}", line(1), customer=f"cus_{n}") for n in range(1500)], [], now=T0)
+    ledger.freeze(now=DONE, bucket_s=BUCKET)
+    while deliver(ledger, now=DONE, limit=500):
+        pass
+    ledger.commit(
+        [entry(f"new{n}", line(1), customer=f"cus_{n}", used_at=DONE) for n in range(3)], [], now=DONE
+    )
+    ledger.freeze(now=DONE + BUCKET, bucket_s=BUCKET)
+    if analyzed:
+        place.rows("ANALYZE meter_event")
+    (first,) = ledger.claim(now=DONE + BUCKET, limit=1)
+
+    def turn(db: Any, at: float) -> Any:
+        told = sending.finish(db, [(first, Outcome("accepted", 200))], at, lambda: 0.5)
+        more = {"limit": 2, "ambiguous_only": False, "lease_s": 60.0}
+        claims = sending.begin(db, sending.Turn(), range(64), now=at, **more)
+        return told, claims, db.one(READ)[0]
+
+    told, claims, read = ledger._do(turn, DONE + BUCKET, first=sending.BY_INDEX)
+    assert (told[0].after, len(claims)) == ("ACCEPTED", 2)
+    assert read < 100
 
 
 # ---- streams
