@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +152,13 @@ def _error(content: Any) -> Mapping[str, Any] | None:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else one_line(str(value), 100)
+    # Every answer names its request: what has only letters and digits after `req_` hides no secret.
+    if value is None or (type(value) is str and _is_request_id(value)):
+        return value
+    return one_line(str(value), 100)
+
+
+_is_request_id = re.compile(r"req_[A-Za-z0-9]{1,64}").fullmatch
 
 
 def _retry_after_s(text: str | None, now: float) -> float | None:

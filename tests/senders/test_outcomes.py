@@ -140,6 +140,11 @@ def test_what_stripe_says_is_kept_in_one_line_without_secrets() -> None:
     assert outcome.request_id == "req_1\\r\\nx: y"
 
 
+@pytest.mark.parametrize("secret", ["whsec_abc123", "sk_test_abc123", "req_1 sk_live_abc123"])
+def test_a_secret_in_the_place_of_a_request_id_is_masked(secret: str) -> None:
+    assert "abc123" not in (of(200, b"{}", {"request-id": secret}).request_id or "")
+
+
 def test_code_type_and_request_id_are_kept() -> None:
     outcome = of(429, error(code="lock_timeout"), {"request-id": "req_9"})
     assert (outcome.code, outcome.request_id) == ("lock_timeout", "req_9")
