@@ -143,7 +143,10 @@ def _lag(noted: Moment, now: Moment, latest: float | None) -> Lag:
         return Lag(back)
     # The machine was started anew, or has no such clock. A clock that goes on from where it was is believed.
     back = max(back, latest - now.wall)
-    return Lag(back + HORIZON_S, False, back) if back > CLOCK_GRAIN_S else Lag(back)
+    if back <= CLOCK_GRAIN_S:
+        return Lag(back)
+    # What was done since the note was written may be as much as its grain younger.
+    return Lag(back + HORIZON_S + CLOCK_GRAIN_S, False, back)
 
 
 def _run(moment: Moment) -> str | None:

@@ -191,6 +191,21 @@ def test_after_a_reboot_a_clock_behind_the_last_that_was_noted_leaves_every_doub
     assert alarm.data["by_s"] == pytest.approx(60, abs=1)
 
 
+def test_that_holds_for_a_doubt_that_began_within_the_grain_of_the_last_note(machine):
+    machine.ledger.commit([entry("a")], [], now=machine.wall)
+    machine.pass_(BUCKET)
+    machine.ledger.freeze(now=machine.wall, bucket_s=BUCKET)
+    machine.ledger.maintain(now=machine.wall)
+    machine.pass_(4)
+    assert deliver(machine.ledger, now=machine.wall, outcome=Outcome("ambiguous"))
+    machine.ledger.close()
+    machine.reboot()
+    machine.set_back(14)
+    machine.start()
+    assert not machine.is_sent_again()
+    assert machine.in_doubt() == 10
+
+
 def test_usage_goes_on_after_such_a_reboot(machine):
     machine.doubt()
     machine.ledger.close()
