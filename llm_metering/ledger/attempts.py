@@ -194,8 +194,15 @@ class Attempts:
         self._write((row, step.standing, row[13], None) for row, step in aged)
         return changed + [_transition(row, step) for row, step in aged]
 
-    def set_clock_back(self, by_s: float) -> None:
+    def set_clock_back(self, by_s: float, *, doubt_s: float | None = None) -> None:
         """As `states.clock_set_back`, for all that waits or is being sent."""
+        if doubt_s is not None and doubt_s != by_s:
+            self._db.execute(
+                "UPDATE meter_event SET first_ambiguous_at = "
+                "coalesce(first_ambiguous_at, attempt_started_at) - ? "
+                "WHERE state IN ('AMBIGUOUS', 'SENDING')",
+                (doubt_s - by_s,),
+            )
         self._db.execute(
             "UPDATE meter_event SET attempt_started_at = attempt_started_at - :by, "
             "first_ambiguous_at = first_ambiguous_at - :by, next_attempt_at = next_attempt_at - :by, "

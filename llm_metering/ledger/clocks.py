@@ -50,12 +50,16 @@ class Lag:
 
     s: float
     is_known: bool = True
-    """False where it went back and nobody can tell by how much: then every doubt counts as too old."""
-    went_back_s: float = 0.0
-    """How far it went back on its own face."""
+    """False where it went back so far on its own face, and nobody can tell for how long nobody looked."""
 
     def __bool__(self) -> bool:
         return self.s > 0
+
+    @property
+    def of_doubts_s(self) -> float:
+        """By how much doubts are moved. Where the lag is not known each counts as too old to be sent again;
+        what was done since the note was written may be as much as its grain younger."""
+        return self.s if self.is_known else self.s + HORIZON_S + CLOCK_GRAIN_S
 
     def __str__(self) -> str:
         if self.is_known:
@@ -64,8 +68,8 @@ class Lag:
                 "in the future"
             )
         return (
-            f"the clock shows a time {self.went_back_s:.0f} s before the last that was noted, and for how "
-            "long nobody looked is not known: what Stripe may have is not sent again, and is in doubt"
+            f"the clock shows a time {self.s:.0f} s before the last that was noted, and for how long nobody "
+            "looked is not known: what Stripe may have is not sent again, and is in doubt"
         )
 
 
@@ -143,10 +147,7 @@ def _lag(noted: Moment, now: Moment, latest: float | None) -> Lag:
         return Lag(back)
     # The machine was started anew, or has no such clock. A clock that goes on from where it was is believed.
     back = max(back, latest - now.wall)
-    if back <= CLOCK_GRAIN_S:
-        return Lag(back)
-    # What was done since the note was written may be as much as its grain younger.
-    return Lag(back + HORIZON_S + CLOCK_GRAIN_S, False, back)
+    return Lag(back, is_known=back <= CLOCK_GRAIN_S)
 
 
 def _run(moment: Moment) -> str | None:

@@ -16,6 +16,9 @@ from .lines import LineKey, Value, add, clean, plain
 
 HOUR_S = 3600
 MAX_IDENTIFIER = 100
+LATEST = 1e18
+"""The latest time of a use, in Unix seconds: a bucket's bounds are whole numbers of 64 bits, and one that
+could not be written would keep all others of its lane from being frozen."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 

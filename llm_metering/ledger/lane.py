@@ -325,7 +325,7 @@ class Lane:
                     # For lanes that are taken later: what is noted from here on is on the clock in doubt.
                     self.put_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
                 if lag:
-                    self.attempts.set_clock_back(lag.s)
+                    self.attempts.set_clock_back(lag.s, doubt_s=lag.of_doubts_s)
                     self._pull_back(now)
                 self.put_meta(_CLOCK, repr(moment.wall))
                 self.put_meta(_BOOT_CLOCK, clocks.to_text(moment))

@@ -43,7 +43,7 @@ from ..protocols import (
 from ..usage import UsageRecord
 from . import clocks, memory_desk, states
 from .books import Tally, UsageRow
-from .freezing import bucket_of, drafts, meter_event
+from .freezing import LATEST, bucket_of, drafts, meter_event
 from .lines import checked, decimal, key_of
 from .memory_desk import Store, Stored, StoredEvent
 from .states import Standing
@@ -451,11 +451,10 @@ class MemoryLedger:
         self._store.clock = moment or self._store.clock
         if lag:
             for each in self._waiting():
-                each.standing = states.clock_set_back(each.standing, by_s=lag.s)
+                each.standing = states.clock_set_back(each.standing, by_s=lag.s, doubt_s=lag.of_doubts_s)
                 each.lease_until = None if each.lease_until is None else each.lease_until - lag.s
             self._pull_back(now)
-            by_s = lag.s if lag.is_known else lag.went_back_s
-            self._alarms.append(Alarm("ledger.clock_went_back", str(lag), {"by_s": by_s}))
+            self._alarms.append(Alarm("ledger.clock_went_back", str(lag), {"by_s": lag.s}))
 
     def _pull_back(self, now: float) -> None:
         """No use lies ahead of the clock, but what Stripe answered, or may have seen, keeps its bytes."""
@@ -538,7 +537,8 @@ class MemoryLedger:
 
 
 def _usage_of(entry: Entry) -> Stored:
-    bucket_of(entry.record.used_at, 60)  # refuses NaN and infinity
+    if not -LATEST <= entry.record.used_at <= LATEST:
+        raise ValueError(f"used_at must be Unix seconds, not {entry.record.used_at!r}")
     return Stored(entry.record, tuple((key_of(line), checked(line.value)) for line in entry.lines))
 
 

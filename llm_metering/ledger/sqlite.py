@@ -503,8 +503,7 @@ class SqliteLedger:
 
     def _check_clock(self, lanes: Sequence[Lane], now: float) -> None:
         if lag := max((lane.tell_time(now) for lane in lanes), key=lambda lag: lag.s):
-            by_s = lag.s if lag.is_known else lag.went_back_s
-            self._lanes.alarm("ledger.clock_went_back", str(lag), by_s=by_s)
+            self._lanes.alarm("ledger.clock_went_back", str(lag), by_s=lag.s)
 
     def _check_lateness(self, now: float) -> None:
         waiting = [lane.attempts.waiting_since() for lane in self._lanes.all()]

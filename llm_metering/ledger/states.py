@@ -154,14 +154,24 @@ def refuted(standing: Standing, *, why: str) -> Step | None:
     return Step(_resting(standing, "DEAD", f"accepted, then refused: {why}"), "delivery.dead")
 
 
-def clock_set_back(standing: Standing, *, by_s: float) -> Standing:
-    """The wall clock went back: what was measured on it moves along, so that no doubt grows younger."""
-    return replace(
+def clock_set_back(standing: Standing, *, by_s: float, doubt_s: float | None = None) -> Standing:
+    """The wall clock went back: what was measured on it moves along, so that no doubt grows younger.
+
+    Args:
+        doubt_s: By how much a doubt moves, where that is not the same. The attempt itself does not: how long
+            ago it was also says whether Stripe has had the time to count it.
+    """
+    moved = replace(
         standing,
         attempt_started_at=_minus(standing.attempt_started_at, by_s),
         first_ambiguous_at=_minus(standing.first_ambiguous_at, by_s),
         next_attempt_at=_minus(standing.next_attempt_at, by_s),
     )
+    if doubt_s is None or doubt_s == by_s or standing.state not in ("AMBIGUOUS", "SENDING"):
+        return moved
+    began = standing.first_ambiguous_at
+    began = standing.attempt_started_at if began is None else began
+    return replace(moved, first_ambiguous_at=_minus(began, doubt_s))
 
 
 def lateness(*, waiting_since: float | None, oldest_use: float | None, now: float) -> int:

@@ -88,6 +88,8 @@ class Life:
         """How often the machine was started anew."""
         self.seen_run = 0
         """The latest in which a process ran."""
+        self.is_unseen = False
+        """Whether the clock was set and nobody may have looked since."""
         self.folder = folder
         self._say = say
         self.stripe = SimulatedStripe(lambda: self.now, random.Random(dice.random()))
@@ -218,6 +220,7 @@ class Life:
             self.tally.jumps += 1
             self.say(f"the clock jumps by {skew - self.skew:+.0f} s")
         is_watched = not self.has_boot_clock or self.run != self.seen_run
+        self.is_unseen = not is_watched
         if is_watched:
             self.look()
         self.skew = skew
@@ -243,6 +246,9 @@ class Life:
 
     def reboot(self) -> None:
         """The machine starts anew: its clock is right, a little late, ahead, or so far back that it shows."""
+        if self.is_unseen:
+            self.look()  # by less than nobody ran, and then the machine anew: nothing would show that
+            self.is_unseen = False
         self.tally.reboots += 1
         self.run += 1
         self.kill_all()
