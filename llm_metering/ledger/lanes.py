@@ -78,7 +78,7 @@ class Lanes:
         self._holder = self._holder or os.urandom(8).hex()
         self._taker.finish_salvages()
         for name in files.lane_names(self.folder):
-            if taken := self._take(name, now):
+            if taken := self._take_if_it_can_be(name, now):
                 self.own = taken
                 break
         else:
@@ -109,9 +109,9 @@ class Lanes:
                 continue
             if name not in asked_for and self._has_nothing_to_do(name):
                 continue
-            if self._long_free(name, now):
+            if self._is_long_free(name, now):
                 self._free_since.pop(name, None)
-                self._take(name, now)
+                self._take_if_it_can_be(name, now)
 
     def carry_out_decisions(self, *, now: float) -> None:
         """What people decided of the lanes that we hold."""
@@ -224,7 +224,7 @@ class Lanes:
         for name in files.lane_names(self.folder):
             if name in self._held or self._is_left_alone(name, now) or not self._seems_idle(name):
                 continue
-            if self._take(name, now):
+            if self._take_if_it_can_be(name, now):
                 held = self._held.get(name)
                 if held is not None and not held.lane.has_work():
                     return name
@@ -248,10 +248,24 @@ class Lanes:
         """Whether nothing went on by itself when we had it, and nobody had it since."""
         return self._nothing_to_do.get(name) == _signature(files.lane_path(self.folder, name))
 
-    def _long_free(self, name: str, now: float) -> bool:
+    def _take_if_it_can_be(self, name: str, now: float) -> str:
+        """As `_take`; a file that cannot be read or locked now keeps nobody from the others, nor from their
+        own work. It is tried again."""
+        try:
+            return self._take(name, now)
+        except (sqlite3.Error, LedgerError) as exc:
+            if isinstance(exc, sqlite3.Error) and self.is_full(exc):
+                raise
+            self._taker.put_off(name, now, f"lane {name} cannot be taken now, and is tried again: {exc}")
+            return ""
+
+    def _is_long_free(self, name: str, now: float) -> bool:
         if self._adopt_after_s <= 0:
             return True
-        fd = files.lock(self.folder, name)
+        try:
+            fd = files.lock(self.folder, name)
+        except LedgerError:
+            return True  # who takes it says what is wrong
         if fd is None:
             self._free_since.pop(name, None)
             return False

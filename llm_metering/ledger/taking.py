@@ -94,6 +94,7 @@ class Taker:
             if self._is_ours(name, db, size, now, salvaged=again):
                 copy = self._opened(name, db, fd)
                 if held := self._original(copy, fd, now):
+                    self._put_off.discard(name)
                     return held
                 self._suspect_copy(copy, now)
         except sqlite3.DatabaseError as exc:
@@ -142,25 +143,25 @@ class Taker:
             if isinstance(exc, sqlite3.Error) and self._room.is_full(exc):
                 raise
             if migrating.is_passing(exc):
-                self._put_it_off(name, now, exc)
+                said = f"lane {name} cannot be brought up to date now, and is tried again: {exc}"
+                self.put_off(name, now, said)
                 return False
             said = (
                 f"it could not be brought from schema {version} to {schema.VERSION}, and is as it was: {exc}"
             )
             self._leave(name, "ledger.migration_failed", said)
             return False
-        self._put_off.discard(name)
         if size <= _CHECK_UP_TO:
             closely = size <= _CHECK_CLOSELY_UP_TO
             # What was just salvaged was read text by text.
             soundness.check(db, indexes=closely, texts=closely and not salvaged)
         return True
 
-    def _put_it_off(self, name: str, now: float, exc: Exception) -> None:
+    def put_off(self, name: str, now: float, said: str) -> None:
+        """Leave a lane alone for a while; an alarm the first time."""
         self._leave_alone(name, now + TRY_AGAIN_S)
         if name not in self._put_off:
             self._put_off.add(name)
-            said = f"lane {name} cannot be brought up to date now, and is tried again: {exc}"
             self._alarm("ledger.lane_put_off", said, lane=name)
 
     def _leave(self, name: str, alarm: str, said: str) -> None:
@@ -266,7 +267,7 @@ class Taker:
             self._alarm(
                 "ledger.clock_went_back",
                 f"since lane {lane.name} was last used {lag}",
-                by_s=lag.s if lag.is_known else lag.went_back_s,
+                by_s=lag.s,
                 lane=lane.name,
             )
         changed = lane.recover(now=now)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llm_metering.errors import AccountMismatch, LedgerError
@@ -676,3 +677,53 @@ os._exit(0)
         lane = parent.stdout.read().strip()
         assert parent.wait() == 0
         assert opened().lane == lane
+
+
+def test_a_lane_that_cannot_be_read_keeps_nobody_from_recording_and_billing(tmp_path):
+    """A bad sector in one file, say: it is an alarm, and tried again."""
+    folder = tmp_path / "ledger"
+    first = SqliteLedger(folder, adopt_after_s=0)
+    first.open(now=T0)
+    first.commit([entry("in the bad one")], [], now=T0)
+    bad, is_bad = first.lane, [True]
+    first.close()
+
+    def connect(path: str, *args: Any, **more: Any) -> sqlite3.Connection:
+        if bad in path and is_bad[0]:
+            raise sqlite3.OperationalError("disk I/O error")
+        return sqlite3.connect(path, *args, **more)
+
+    ledger = SqliteLedger(folder, adopt_after_s=0, connect=connect)
+    ledger.open(now=T0)
+    assert ledger.lane != bad
+    ledger.commit([entry("beside it")], [], now=T0)
+    for round_ in range(4):
+        now = T0 + BUCKET + round_ * 70
+        ledger.maintain(now=now)
+        ledger.freeze(now=now, bucket_s=BUCKET)
+    assert len(deliver(ledger, now=now)) == 1
+    (alarm,) = ledger.take_alarms()
+    assert (alarm.name, alarm.data["lane"]) == ("ledger.lane_put_off", bad)
+    is_bad[0] = False
+    ledger.maintain(now=now + 70)
+    ledger.freeze(now=now + 70, bucket_s=BUCKET)
+    assert len(deliver(ledger, now=now + 70)) == 1
+    assert totals(ledger)["accepted"] == 20
+    ledger.close()
+
+
+def test_a_lock_that_is_a_link_is_not_followed_and_in_nobodys_way(tmp_path):
+    folder = tmp_path / "ledger"
+    first = SqliteLedger(folder, adopt_after_s=0)
+    first.open(now=T0)
+    lock = folder / f"lane-{first.lane}.lock"
+    first.close()
+    lock.unlink()
+    lock.symlink_to(tmp_path / "elsewhere")
+    ledger = SqliteLedger(folder, adopt_after_s=5)
+    ledger.open(now=T0)
+    for seconds in (0, 10, 20):
+        ledger.maintain(now=T0 + seconds)
+    assert not (tmp_path / "elsewhere").exists()
+    assert [a.name for a in ledger.take_alarms()] == ["ledger.lane_put_off"]
+    ledger.close()
