@@ -10,7 +10,6 @@ import json
 import os
 import re
 from dataclasses import asdict, fields
-from math import isfinite
 from typing import Any, Literal, cast, get_args
 
 from ._values import dataclass
@@ -34,6 +33,8 @@ SENDING = "sending"
 
 MAX_SUBJECTS = 1000
 _MAX_WHO, _MAX_WHY, _MAX_NAME = 200, 2000, 1000
+_LATEST = 1e11
+"""Some thousand years from now, in seconds; in milliseconds it was in 1973."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -147,7 +148,7 @@ def _problem(d: Decision) -> str | None:
         return f"names who made it, in at most {_MAX_WHO} printable characters"
     if not _is_text(d.why, _MAX_WHY):
         return f"says why, in at most {_MAX_WHY} printable characters on one line"
-    if type(d.at) not in (int, float) or not isfinite(d.at):
+    if type(d.at) not in (int, float) or not abs(d.at) <= _LATEST:
         return "has a time in Unix seconds"
     if not 0 < len(d.subjects) <= MAX_SUBJECTS or not all(_is_name(s) for s in d.subjects):
         return f"is about 1 to {MAX_SUBJECTS} events or records"

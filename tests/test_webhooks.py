@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -26,7 +27,7 @@ from llm_metering.senders.summaries import Summaries
 from llm_metering.settings import Settings
 from llm_metering.settling import LAG_S, SETTLE_S, Settler
 from llm_metering.usage import Line, Usage, UsageRecord
-from llm_metering.webhooks import MAX_BODY_BYTES, heard, stripe_webhooks
+from llm_metering.webhooks import MAX_BODY_BYTES, _read, heard, stripe_webhooks
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from stripe import WebhookSignature
@@ -394,8 +395,8 @@ def test_only_post(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [None, "", "t=1,v1=00", "t={now},v1=" + "0" * 64, "nonsense", "t={now}"],
-    ids=["none", "empty", "old", "forged", "unreadable", "no scheme"],
+    [None, "", "t=1,v1=00", "t={now},v1=" + "0" * 64, "t={now},v1=\xe9", "nonsense", "t={now}"],
+    ids=["none", "empty", "old", "forged", "no digits", "unreadable", "no scheme"],
 )
 def test_what_is_not_signed_changes_nothing(service: Service, header: str | None) -> None:
     status, _ = service.post(thin(), header and header.replace("{now}", str(int(time.time()))))
@@ -411,6 +412,16 @@ def test_another_secret_an_old_signature_and_a_changed_body_are_refused(service:
     assert service.post(thin("evt_test_2"), header)[0] == 400
     assert service.meta("stripe_events") is None
     assert service.signed(thin(), at=now - 290)[0] == 200
+
+
+def test_a_length_of_odd_digits_is_no_error() -> None:
+    """Servers refuse it; one that does not must not get a traceback for it."""
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"{}"}
+
+    scope = {"headers": [(b"content-length", "\xb2".encode("latin-1"))]}
+    assert asyncio.run(_read(scope, receive)) == b"{}"
 
 
 def test_what_is_too_long_is_refused_unread(service: Service) -> None:

@@ -269,7 +269,8 @@ GOOD = {"what": "replay", "subjects": ("a",), "who": "ada", "why": "x", "at": T0
         {"what": "delete"}, {"subjects": ()}, {"subjects": ("a",) * 1001}, {"subjects": ("",)},
         {"subjects": (1,)}, {"subjects": ("\ud800",)}, {"who": ""}, {"who": "a\nb"}, {"who": "x" * 201},
         {"why": " "}, {"why": "a\x1bb"},
-        {"at": float("nan")}, {"at": True}, {"id": "../../x"}, {"id": "0" * 31}, {"customer": "cus_1"},
+        {"at": float("nan")}, {"at": True}, {"at": 10**400}, {"at": 1e300}, {"at": -1e300},
+        {"id": "../../x"}, {"id": "0" * 31}, {"customer": "cus_1"},
         {"what": "assign"}, {"what": "assign", "customer": "\udfff"}, {"before": 1}, {"what": []},
     ],
 )  # fmt: skip
@@ -484,7 +485,14 @@ def test_an_unreadable_pause_is_a_pause_that_can_be_lifted(folder, service):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "\x00\xff", json.dumps({**GOOD, "id": "1" * 32}), json.dumps({**GOOD, "customer": None})],
+    [
+        "",
+        "{}",
+        "\x00\xff",
+        json.dumps({**GOOD, "id": "1" * 32}),
+        json.dumps({**GOOD, "customer": None}),
+        json.dumps({**GOOD, "customer": None, "before": None, "at": 10**400}),
+    ],
 )
 def test_a_file_that_is_no_decision_is_set_aside_with_an_alarm(folder, service, text):
     (folder / "decisions").mkdir()
