@@ -292,12 +292,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--no-kills", action="store_true", help="let workers live, to watch their memory")
     parser.add_argument("--fleet", action="store_true", help="six services, three workers and one PostgreSQL")
+    parser.add_argument("--steady", action="store_true", help="one process, and whether its memory is flat")
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.minutes} minutes", flush=True)
     if asked.fleet:
         import soak_fleet
 
         return soak_fleet.main(asked.minutes, asked.seed)
+    if asked.steady:
+        import steady
+
+        return steady.run(asked.minutes, asked.seed)
     began = time.monotonic()
     with _stage() as (stage, sandbox):
         soak = Soak(stage, sandbox, asked.seed, kills=not asked.no_kills)
