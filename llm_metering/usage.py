@@ -187,7 +187,7 @@ class UsageRecord:
     """One call's usage: counts plus customer, dimensions, time and id. It is what a ledger keeps."""
 
     id: str
-    """Unique; recording the same id twice records it once."""
+    """Unique; recording the same id twice in one lane records it once."""
     usage: Usage
     used_at: float
     """When the usage happened, Unix seconds."""

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llm_metering import (
@@ -303,3 +305,29 @@ def test_a_script_that_ends_without_stop_keeps_what_it_recorded(tmp_path: Path) 
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, timeout=60)
     with metering_of(ledger=tmp_path / ".llm_metering") as metering:
         assert sums_of(metering) == {("cus_1", "input"): 5}
+
+
+@pytest.mark.parametrize(
+    "used_at",
+    [1_900_000_000_000, float("nan"), float("inf"), -1e300, 1e300, -5.0, "yesterday"],
+    ids=["milliseconds", "nan", "infinite", "long ago", "far ahead", "before 1970", "text"],
+)
+def test_usage_with_a_time_that_is_none_is_kept_and_held(used_at: Any) -> None:
+    """It would wait for thousands of years, or be lost; nobody else's usage waits with it."""
+    sender = MemorySender()
+    with Metering(ledger=MemoryLedger(), sender=sender, settings=Settings()) as metering:
+        metering.record(Usage(input=5), customer="cus_1", model="m", used_at=used_at)
+        metering.record(Usage(input=7), customer="cus_1", model="m")
+        metering.flush()
+        (row,) = metering.run_on_ledger(lambda ledger: ledger.set_aside("held"))
+    assert row.record.usage.input == 5
+    assert "is no time in Unix seconds" in (row.record.held or "")
+    assert [int(event.value) for event in sender.accepted] == [7]
+
+
+def test_usage_of_a_while_ago_is_billed_with_its_time() -> None:
+    sender, then = MemorySender(), time.time() - 86_400
+    with Metering(ledger=MemoryLedger(), sender=sender, settings=Settings()) as metering:
+        metering.record(Usage(input=5), customer="cus_1", model="m", used_at=then)
+        metering.flush()
+    assert [event.timestamp for event in sender.accepted] == [int(then)]

@@ -35,6 +35,8 @@ MAX_PARKED = 256
 """A request (a long websocket) keeps at most so many records waiting for its customer; more are put away as
 unresolved, to be assigned later."""
 
+AHEAD_S = 86_400.0
+"""Clocks differ, but not by more than a day."""
 _MAX_TICKETS = 64
 _MAX_ENCODINGS = 16
 _new_record = maker(UsageRecord)
@@ -51,6 +53,15 @@ def new_id() -> str:
     The time keeps the ids of two machines apart that were restored from one image.
     """
     return (time.time_ns() << 64 | _random.getrandbits(64)).to_bytes(16, "big").hex()
+
+
+def odd_time(used_at: Any, now: float) -> str | None:
+    """Why this is no time at which something was used, None if it may be one. In milliseconds, say, it would
+    lie ahead for thousands of years, and never be billed."""
+    if isinstance(used_at, (int, float)) and 0 <= used_at <= now + AHEAD_S:
+        return None
+    said = repr(used_at)[:50]
+    return f"used_at={said} is no time in Unix seconds up to now; it was recorded under the time of recording"
 
 
 class Recorder:
@@ -109,8 +120,8 @@ class Recorder:
             customer: Named by the caller; wins over the scope and the resolver.
             model: Used where the reading names none.
             dimensions: Win over the scope's.
-            id: Makes recording idempotent: the same id is recorded once for good.
-            used_at: When the usage happened, Unix seconds; default now.
+            id: Makes recording idempotent: the same id is recorded once in the lane of this process.
+            used_at: When the usage happened, Unix seconds; default now. What cannot be is held.
             closes: Id of the progress row this record replaces.
             scope: Default: the current one.
         """
@@ -133,6 +144,10 @@ class Recorder:
                     used_at=used_at,
                     scope=scope,
                 )
+            if used_at is not None and (odd := odd_time(used_at, self.now())):
+                fixed = self._fixed(surface, customer, model, dimensions, id, None, scope)
+                held = partial(self._made_and_held, odd, *fixed)
+                return self._count_and_put(held, reading, request, model, closes, scope)
             fixed = self._fixed(surface, customer, model, dimensions, id, used_at, scope)
             if self._is_plain(reading):
                 return self._finish(self._made(*fixed, reading), closes, scope)
@@ -311,6 +326,10 @@ class Recorder:
             surface,
             problem or self._why_held(reading),
         )
+
+    def _made_and_held(self, why: str, *fixed_and_reading: Any) -> UsageRecord:
+        record = self._made(*fixed_and_reading)
+        return replace(record, held=record.held or why)
 
     def _is_plain(self, reading: Reading) -> bool:
         """Whether there is nothing to count: the provider said it all, and nobody wants a second count."""

@@ -7,13 +7,13 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
-from math import isfinite
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from ..protocols import Entry, EventRow, State
 from ..usage import LEAVES, Line, MeterEvent, Usage, UsageRecord
+from .freezing import LATEST
 from .lines import LineKey, Value, checked, clean, key_of, plain
 from .states import Standing
 
@@ -148,7 +148,7 @@ class RecordRows:
 
     def row(self, entry: Entry, now: float) -> Row:
         r = entry.record
-        if not isfinite(r.used_at):
+        if not -LATEST <= r.used_at <= LATEST:
             raise ValueError(f"used_at must be Unix seconds, not {r.used_at!r}")
         return (
             r.id, r.customer, r.model, r.provider, r.provenance, r.response_id, r.surface, r.used_at,

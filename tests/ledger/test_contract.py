@@ -67,7 +67,7 @@ def test_a_value_that_is_no_exact_number_is_refused(ledger, value):
         ledger.commit([entry("a", line(value))], [], now=T0)
 
 
-@pytest.mark.parametrize("used_at", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("used_at", [float("nan"), float("inf"), float("-inf"), 1e300, -1e300])
 def test_a_time_that_is_no_time_is_refused(ledger, used_at):
     with pytest.raises(ValueError):
         ledger.commit([entry("a", used_at=used_at)], [], now=T0)
