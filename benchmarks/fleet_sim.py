@@ -142,19 +142,19 @@ _SVG_STYLE = (
 
 def svg(shares: Sequence[float], skew: float) -> str:
     """Events a second by calls a second, a line for each window, with Stripe's limits; by powers of ten."""
-    width, height, left, top, right, bottom = 720, 420, 70, 30, 690, 360
+    width, height, left, top, right, bottom = 760, 420, 90, 30, 690, 360
 
     def x(rate: float) -> float:
         return left + (math.log10(rate) - 2) / 4 * (right - left)
 
     def y(per_s: float) -> float:
-        return bottom - min(max(math.log10(max(per_s, 1)), 0), 7) / 7 * (bottom - top)
+        return bottom - math.log10(min(max(per_s, 1), 1e6)) / 6 * (bottom - top)
 
     parts = [
         _SVG_HEAD.format(width=width, height=height),
         _SVG_STYLE,
     ]
-    for power in range(8):
+    for power in range(7):
         at = y(10**power)
         parts.append(f'<line class="a" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10**power:,}</text>')
@@ -163,13 +163,15 @@ def svg(shares: Sequence[float], skew: float) -> str:
     for name, limit in LIMITS:
         at = y(limit)
         parts.append(f'<line class="l" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{left + 6}" y="{at - 5:.1f}">Stripe takes {limit:,} ({name})</text>')
+        parts.append(
+            f'<text x="{right}" y="{at + 16:.1f}" text-anchor="end">Stripe takes {limit:,} ({name})</text>'
+        )
     for window, colour in zip(WINDOWS, ("#d95f02", "#e6ab02", "#1b9e77", "#386cb0"), strict=True):
         points = [(rate, per_million(rate, window, shares) * rate / 1e6) for rate in RATES]
         line = " ".join(f"{x(rate):.1f},{y(made):.1f}" for rate, made in points)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2.5" points="{line}"/>')
         rate, made = points[-1]
-        parts.append(f'<text x="{x(rate) - 4:.1f}" y="{y(made) - 7:.1f}" text-anchor="end">{window} s</text>')
+        parts.append(f'<text x="{x(rate) + 6:.1f}" y="{y(made) + 4:.1f}">{window} s</text>')
     parts.append(f'<text x="{left}" y="18">meter events a second, by window; Zipf {skew}</text>')
     parts.append(f'<text x="{right}" y="{bottom + 42}" text-anchor="end">calls a second</text></svg>')
     return "\n".join(parts) + "\n"
