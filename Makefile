@@ -14,7 +14,7 @@ POOLER ?= pgbouncer
 POOLER_BIN ?= /usr/sbin/pgbouncer
 WAITS ?= 0 10 30
 
-.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest system clean
+.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest adapters system clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -73,6 +73,21 @@ oldest: ## The middleware's tests under the oldest FastAPI and Starlette, in .ve
 	  asgiref httpx hypothesis openai pytest pytest-timeout requests trio uvicorn websockets wsproto zstandard
 	.venv-oldest/bin/python -m pytest -q tests/capture/server
 
+# Each in an environment of its own: they want different SDKs beneath. The extras' bounds in pyproject.toml say the same.
+OLDEST_LANGCHAIN ?= 'langchain-core==1.0.*'
+OLDEST_LITELLM ?= 'litellm==1.80.*'
+OLDEST_AGENTS ?= 'openai-agents==0.6.*' 'openai<3'
+OLDEST_PYDANTIC ?= 'pydantic-ai-slim[openai]==2.20.*'
+OLDEST_OTEL ?= 'opentelemetry-sdk==1.27.*'
+adapters: ## The adapters' tests with the oldest packages that they work with, in .venv-oldest-*
+	@try() { name=$$1; shift; \
+	  $(PYTHON) -m venv .venv-oldest-$$name && \
+	  .venv-oldest-$$name/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]' \
+	    httpx pytest pytest-timeout trio "$$@" && \
+	  .venv-oldest-$$name/bin/python -m pytest -q -W ignore tests/adapters/test_$$name.py; }; \
+	try langchain $(OLDEST_LANGCHAIN) && try litellm $(OLDEST_LITELLM) && \
+	try openai_agents $(OLDEST_AGENTS) && try pydantic_ai $(OLDEST_PYDANTIC) && try opentelemetry $(OLDEST_OTEL)
+
 system: ## Install the browser, PostgreSQL and PgBouncer for tests, where they are missing (Debian, as root or with sudo)
 	@look() { missing=; \
 	  command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$(BROWSER)"; \
@@ -91,4 +106,4 @@ system: ## Install the browser, PostgreSQL and PgBouncer for tests, where they a
 	echo "Could not be installed: $$missing"; exit 1
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache dist build
+	rm -rf $(VENV) .venv-oldest* .pytest_cache .mypy_cache .ruff_cache dist build

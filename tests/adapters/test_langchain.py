@@ -81,7 +81,7 @@ def test_an_answer_is_recorded_in_disjoint_leaves(metering, used):
 
 def test_streams_and_async_calls_are_recorded_once_each(metering, used):
     config: Any = {"callbacks": [LangChainCallback(metering)]}
-    assert "".join(chunk.text for chunk in Model().stream("Hi", config=config)) == "Hello there you"
+    assert "".join(str(chunk.content) for chunk in Model().stream("Hi", config=config)) == "Hello there you"
 
     async def calls() -> None:
         await Model().ainvoke("Hi", config=config)

@@ -125,7 +125,7 @@ def test_a_run_that_is_cancelled_in_mid_answer_is_counted_as_unanswered_and_bill
     if is_wrapped:
         record = used.only()
         assert record.surface == "client"
-        assert record.usage.output
+        assert record.usage.input  # and of the words, as many as had come
     else:
         assert used.still(0) == []
 
@@ -136,7 +136,7 @@ def test_a_run_whose_call_failed_is_no_usage(metering, used, provider, kind):
     async def run() -> None:
         async with AsyncOpenAI(base_url=provider.url + "/nowhere", api_key="k", max_retries=0) as client:
             agent = Agent(name="a", model=model("m", client))
-            with pytest.raises(Exception, match="404"):
+            with pytest.raises(Exception, match=r"404|Not Found"):
                 await Runner.run(agent, "Hello", hooks=MeteringHooks(metering), run_config=QUIET)
 
     asyncio.run(run())
