@@ -27,7 +27,7 @@ def _load() -> Any:
 
 
 mutants = _load()
-PARTS = 4
+PARTS = 6
 
 
 def run(*arguments: str, timeout_s: float = 400) -> Sequence[Any]:
