@@ -76,7 +76,7 @@ oldest: ## The middleware's tests under the oldest FastAPI and Starlette, in .ve
 # Each in an environment of its own: they want different SDKs beneath. The extras' bounds in pyproject.toml say the same.
 OLDEST_LANGCHAIN ?= 'langchain-core==1.0.*'
 OLDEST_LITELLM ?= 'litellm==1.80.*'
-OLDEST_AGENTS ?= 'openai-agents==0.6.*' 'openai<3'
+OLDEST_AGENTS ?= 'openai-agents==0.6.0' 'openai==2.9.*'  # later ones of openai want fields that it does not fill
 OLDEST_PYDANTIC ?= 'pydantic-ai-slim[openai]==2.20.*'
 OLDEST_OTEL ?= 'opentelemetry-sdk==1.27.*'
 adapters: ## The adapters' tests with the oldest packages that they work with, in .venv-oldest-*
