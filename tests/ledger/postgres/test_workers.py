@@ -300,10 +300,11 @@ def test_what_is_settled_is_not_read_again_to_finish_and_claim(hire, place, anal
     (first,) = ledger.claim(now=DONE + BUCKET, limit=1)
 
     def turn(db: Any, at: float) -> Any:
+        before = db.one(READ)[0]  # what the session's transactions so far have not told the server yet
         told = sending.finish(db, [(first, Outcome("accepted", 200))], at, lambda: 0.5)
         more = {"limit": 2, "ambiguous_only": False, "lease_s": 60.0}
         claims = sending.begin(db, sending.Turn(), range(64), now=at, **more)
-        return told, claims, db.one(READ)[0]
+        return told, claims, db.one(READ)[0] - before
 
     told, claims, read = ledger._do(turn, DONE + BUCKET, first=sending.BY_INDEX)
     assert (told[0].after, len(claims)) == ("ACCEPTED", 2)
