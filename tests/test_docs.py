@@ -13,6 +13,8 @@ import llm_metering
 import pytest
 from llm_metering.settings import Settings, variable
 
+from .test_docs_faults import missing_of, named_in
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
@@ -87,3 +89,11 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_every_bug_of_others_has_tests_that_are_there() -> None:
+    section = (ROOT / "docs/accuracy.md").read_text(encoding="utf-8").partition("## What others got wrong")[2]
+    [_, *rows] = re.findall(r"^\| (?!---).*", section, re.MULTILINE)
+    assert len(rows) == 13
+    assert [row for row in rows if not named_in(row)] == []
+    assert missing_of([name for row in rows for name in named_in(row)]) == []

@@ -22,7 +22,22 @@ def table() -> dict[int, list[str]]:
 
 
 def names_of(row: list[str]) -> list[str]:
-    return re.findall(r"`([\w/]+\.py::\w+)`", row[2])
+    return named_in(row[2])
+
+
+def named_in(text: str) -> list[str]:
+    """The tests that a text names, as `capture/test_clients.py::test_a_claim`."""
+    return re.findall(r"`([\w/]+\.py::\w+)`", text)
+
+
+def missing_of(names: list[str]) -> list[str]:
+    """Those that are not there."""
+    return [
+        name
+        for name in names
+        if not (path := TESTS / name.partition("::")[0]).exists()
+        or name.partition("::")[2] not in names_in(path)
+    ]
 
 
 @cache
@@ -42,13 +57,7 @@ def test_every_row_is_there_once() -> None:
 def test_every_test_that_a_row_names_is_there(number: int) -> None:
     row = table()[number]
     assert len(row) == 4, "a row has fault, promise, tests and state"
-    missing = [
-        name
-        for name in names_of(row)
-        if not (path := TESTS / name.partition("::")[0]).exists()
-        or name.partition("::")[2] not in names_in(path)
-    ]
-    assert missing == []
+    assert missing_of(names_of(row)) == []
 
 
 @pytest.mark.parametrize("number", sorted(ROWS))
@@ -63,3 +72,5 @@ def test_a_test_that_is_gone_would_be_noticed() -> None:
     assert "test_every_row_is_there_once" in names_in(Path(__file__))
     assert "test_that_was_never_written" not in names_in(Path(__file__))
     assert "TestAMemoryLedgersLife" in names_in(TESTS / "ledger/test_lives.py")
+    gone = ["ledger/test_lives.py::test_that_was_never_written", "ledger/test_of_nothing.py::test_it"]
+    assert missing_of([*gone, "ledger/test_lives.py::TestAMemoryLedgersLife"]) == gone
