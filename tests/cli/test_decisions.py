@@ -17,7 +17,7 @@ import pytest
 from llm_metering.cli.screen import moment
 from llm_metering.ledger import LedgerView, SqliteLedger
 from llm_metering.protocols import Outcome
-from tests.cli.conftest import _entry
+from tests.cli.conftest import entry
 
 WHY = ("--reason", "as told", "--who", "ada")
 
@@ -29,11 +29,11 @@ def held(tmp_path: Path) -> Iterator[SqliteLedger]:
     made = SqliteLedger(tmp_path / "ledger")
     made.open(now=used_at)
     usages = {"cus_accepted": 100, "cus_dead": 20, "cus_gone": 7, "cus_doubt": 3}
-    made.commit([_entry(customer, value, used_at) for customer, value in usages.items()], [], now=used_at)
+    made.commit([entry(customer, value, used_at) for customer, value in usages.items()], [], now=used_at)
     odd = [
-        _entry(None, 50, used_at),
-        _entry(None, 51, used_at),
-        _entry("cus_held", 9, used_at, held="unreadable"),
+        entry(None, 50, used_at),
+        entry(None, 51, used_at),
+        entry("cus_held", 9, used_at, held="unreadable"),
     ]
     made.commit(odd, [], now=used_at)
     made.freeze(now=used_at + 120, bucket_s=60)
@@ -243,7 +243,7 @@ def test_a_service_that_does_not_come_to_it_in_time_is_said_so_and_does_it_later
 
 def test_a_pause_says_what_falls_in_doubt_if_it_lasts_and_so_does_status(do, held) -> None:
     now = time.time()
-    held.commit([_entry("cus_new", 5, now - 300)], [], now=now - 300)
+    held.commit([entry("cus_new", 5, now - 300)], [], now=now - 300)
     held.freeze(now=now, bucket_s=60)
     (claim,) = held.claim(now=now, limit=1)
     held.finish(claim, Outcome("ambiguous", message="no answer"), now=now)
