@@ -86,6 +86,9 @@ OF_DECISIONS = ("decision_posted", "in_decision", "after_decision")
 OF_PARTS = ("in_cut", "after_cut")
 """Tried in test_parts."""
 
+OF_FORWARDING = ("offered",)
+"""Tried in postgres/test_pods.py."""
+
 OF_TAKING = (
     "after_backup",
     "in_migration",
@@ -140,7 +143,7 @@ def test_killed_at_any_point_all_that_was_acknowledged_is_billed_once(tmp_path, 
 def test_every_point_of_the_ledger_is_tried_here():
     source = "".join(p.read_text() for p in (ROOT / "llm_metering/ledger").glob("*.py"))
     named = {part.split('"')[1] for part in source.split("failpoint(")[1:]}
-    assert named <= {*POINTS, *OF_DECISIONS, *OF_PARTS, *OF_TAKING}
+    assert named <= {*POINTS, *OF_DECISIONS, *OF_PARTS, *OF_FORWARDING, *OF_TAKING}
     assert len(named) >= 7
 
 

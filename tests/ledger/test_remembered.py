@@ -256,9 +256,9 @@ class Life:
 
     def deliver_the_rest(self) -> None:
         ledger = self.ledger
-        ledger.pause_meter("calls", why=None)
         self.now += 7200
         ledger.maintain(now=self.now)
+        ledger.pause_meter("calls", why=None)  # in lanes, too, that could not be read until now
         ledger.freeze(now=self.now, bucket_s=BUCKET, everything=True)
         while claims := ledger.claim(now=self.now, limit=50):
             for claim in claims:
