@@ -145,7 +145,7 @@ class StreamTap:
             return self._finish_later(complete)
         if not complete and self.hold is not None and self.hold():
             return None
-        if not here and getattr(self.tally, "is_slow", False):
+        if not here and getattr(self.tally, "is_slow", False) and not self._is_listened_to():
             return self._finish_later(complete)
         with self._lock:
             if self._finished:
@@ -158,6 +158,11 @@ class StreamTap:
             return None
         finally:
             self.scope.note_finished(self)
+
+    def _is_listened_to(self) -> bool:
+        """Whether an adapter has a call under way, which has to know at its end what was recorded."""
+        seen = self.scope.root.seen
+        return seen is not None and bool(seen.listeners)
 
     def _finish_later(self, complete: bool) -> Ticket | None:
         """Finish on the counter's thread. Takes no lock; the request waits for the record all the same."""
