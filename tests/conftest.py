@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from llm_metering.ledger import clocks
 
 
 def _ours() -> set[threading.Thread]:
@@ -37,3 +38,11 @@ def _logging_is_as_it_was() -> None:
     for each, (disabled, level, propagate) in zip(_LOGGERS, _AS_THEY_WERE, strict=True):
         each.disabled, each.propagate = disabled, propagate
         each.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _no_clock_but_the_tests_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a wall clock that a test moves or lets stand still, the machine's own clock, which nobody sets,
+    would tell of one that was set back. Tests of that one are marked `boot_clock`."""
+    if request.node.get_closest_marker("boot_clock") is None:
+        monkeypatch.setattr(clocks, "_this_run", lambda: None)

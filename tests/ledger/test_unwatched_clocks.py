@@ -16,6 +16,8 @@ from llm_metering.ledger.clocks import Boot, Lag, Moment, from_text, look, noted
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, progress, totals
 
+pytestmark = pytest.mark.boot_clock
+
 HOUR = 3600.0
 DAY = 24 * HOUR
 

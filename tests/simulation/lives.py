@@ -269,6 +269,7 @@ class Life:
         if self.behind is not None:
             self.skew = min(self.noted() - self.behind - self.now, self.skew)
             self.behind = None
+            self.tally.jumps += 1  # it happens now, in whatever outage this is
 
     def noted(self) -> float:
         """The latest time that is noted anywhere."""
