@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ def test_a_note_to_which_an_older_version_added_is_not_believed(tmp_path):
     machine.doubt()
     path = machine.folder / f"lane-{machine.ledger.lane}.db"
     machine.ledger.close()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE meta SET value = ? WHERE name = 'clock'", (repr(machine.wall + HOUR),))
     db.close()
     machine.pass_(HOUR)
