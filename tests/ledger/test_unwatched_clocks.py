@@ -251,11 +251,12 @@ def test_in_a_process_that_runs_without_a_boot_clock_what_went_back_is_moved_alo
 
 # ---- several lanes
 
+ON_DISK = pytest.mark.parametrize("machine", ["sqlite"], indirect=True)
 
-def test_the_latest_time_of_any_lane_tells_that_the_clock_went_back(tmp_path):
+
+@ON_DISK
+def test_the_latest_time_of_any_lane_tells_that_the_clock_went_back(machine):
     """The lane with the doubt was last used long before the machine went down, others until then."""
-    machine = Machine(tmp_path / "ledger")
-    machine.start()
     machine.doubt()
     other = machine.new_ledger()
     other.open(now=machine.wall)
@@ -274,9 +275,8 @@ def test_the_latest_time_of_any_lane_tells_that_the_clock_went_back(tmp_path):
     assert machine.in_doubt() == 10
 
 
-def test_it_does_so_even_after_a_process_has_gone_on_in_that_lane(tmp_path):
-    machine = Machine(tmp_path / "ledger")
-    machine.start()
+@ON_DISK
+def test_it_does_so_even_after_a_process_has_gone_on_in_that_lane(machine):
     machine.doubt()
     other = machine.new_ledger()
     other.open(now=machine.wall)
@@ -300,10 +300,9 @@ def test_it_does_so_even_after_a_process_has_gone_on_in_that_lane(tmp_path):
     patient.close()
 
 
-def test_it_does_so_hours_after_another_process_has_gone_on(tmp_path):
+@ON_DISK
+def test_it_does_so_hours_after_another_process_has_gone_on(machine):
     """Who only records begins first; who delivers comes when the clock shows a later time again."""
-    machine = Machine(tmp_path / "ledger")
-    machine.start()
     machine.doubt()
     other = machine.new_ledger()
     other.open(now=machine.wall)
@@ -324,16 +323,14 @@ def test_it_does_so_hours_after_another_process_has_gone_on(tmp_path):
     service.close()
 
 
-def test_a_note_to_which_an_older_version_added_is_not_believed(tmp_path):
+@ON_DISK
+def test_a_note_to_which_an_older_version_added_is_not_believed(machine):
     """It wrote the wall clock's time alone: what the other clock said then is not known."""
-    machine = Machine(tmp_path / "ledger")
-    machine.start()
     machine.doubt()
     path = machine.folder / f"lane-{machine.ledger.lane}.db"
     machine.ledger.close()
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE meta SET value = ? WHERE name = 'clock'", (repr(machine.wall + HOUR),))
-    db.close()
     machine.pass_(HOUR)
     machine.set_back(60)
     machine.start()
