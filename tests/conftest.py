@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from llm_metering.ledger import clocks
@@ -42,7 +43,9 @@ def _logging_is_as_it_was() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_clock_but_the_tests_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a wall clock that a test moves or lets stand still, the machine's own clock, which nobody sets,
-    would tell of one that was set back. Tests of that one are marked `boot_clock`."""
+    """The machine's own clock, which nobody sets, stands still: beside a wall clock that a test moves or lets
+    stand still it would tell of one that was set back. Tests of that one are marked `boot_clock`."""
     if request.node.get_closest_marker("boot_clock") is None:
-        monkeypatch.setattr(clocks, "_this_run", lambda: None)
+        monkeypatch.setattr(clocks, "_this_run", lambda: "tests")
+        still = SimpleNamespace(CLOCK_BOOTTIME=0, clock_gettime=lambda _: 0.0)
+        monkeypatch.setattr(clocks, "time", still)
