@@ -284,13 +284,13 @@ class SqliteLedger:
         self._lanes.carry_out_decisions(now=now)
         return self._handover.hand_over(now=now, bucket_s=bucket_s, everything=everything)
 
-    @_translated
     def slow_down(self, per_s: float, *, wait_s: float, now: float) -> None:
         """One process delivers from a lane: its own rate is all there is."""
 
     def pace(self) -> Pace | None:
         return None
 
+    @_translated
     def due_at(self) -> float | None:
         due = [at for lane in self._all() if (at := lane.attempts.due_at()) is not None]
         return min(due, default=None)

@@ -61,6 +61,14 @@ def test_the_folder_is_for_its_owner_alone(folder, opened):
     assert stat.S_IMODE(lane.stat().st_mode) == 0o600
 
 
+def test_a_file_that_fails_is_told_as_the_ledgers_error_when_asked_what_is_due(opened, folder):
+    ledger = opened()
+    with contextlib.closing(sqlite3.connect(folder / f"lane-{ledger.lane}.db")) as db, db:
+        db.execute("ALTER TABLE meter_event RENAME TO gone")
+    with pytest.raises(LedgerError, match="no such table"):
+        ledger.due_at()
+
+
 def test_a_symbolic_link_is_refused(tmp_path, opened):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
