@@ -3,7 +3,6 @@ was asked."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from ..providers import WireTally
 from ..providers.wire import STREAMED
 from ..providers.wire_frames import FRAMED
 from ..usage import Reading, Usage
-from .bodies import Inflater, KeptBody
+from .bodies import Inflater, KeptBody, model_in
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -24,7 +23,6 @@ QUICK = 16 * 1024
 """So many bytes of events are decoded in less than a millisecond."""
 
 _CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
 
 class AnswerTally:
@@ -160,9 +158,7 @@ class AnswerTally:
         return any(key in body for key in _CALL_KEYS)
 
     def _requested_model(self) -> str | None:
-        body = self._request.bytes() or b""
-        found = _MODEL.match(body, max(body.rfind(b'"model"'), 0))
-        return found.group(1).decode("utf-8", "replace") if found else None
+        return model_in(self._request.bytes() or b"")
 
 
 def _ignore(chunk: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .inflating import Damaged, Decompressor, decompressor_of, package_for
 
 
@@ -74,3 +76,12 @@ class Inflater:
         except Damaged:
             self.problem = f"the answer says {self._encoding} and cannot be inflated"
         return b"".join(out)
+
+
+def model_in(body: bytes) -> str | None:
+    """The model that a body in JSON names last, if it names one."""
+    found = _MODEL.match(body, max(body.rfind(b'"model"'), 0))
+    return found.group(1).decode("utf-8", "replace") if found else None
+
+
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')

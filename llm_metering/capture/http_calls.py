@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..providers import StreamTally, WireTally
 from ..providers.headers import with_headers
-from ..providers.wire import STREAMED
-from ..providers.wire_frames import FRAMED
 from ..usage import NOTHING, Reading, Surface
 from . import claims
+from .answer_tally import STREAMS
+from .bodies import model_in
 from .client_routes import Route, model_of, route_of
 from .lasting import IN_BACKGROUND, standing
 from .response_bytes import InflatedTally
@@ -21,9 +20,6 @@ from .taps import hold_rest, tap_response
 if TYPE_CHECKING:
     from .recorder import Recorder
     from .streams import Tally
-
-_STREAMS = frozenset((*STREAMED, FRAMED))
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
 
 class HttpMeter:
@@ -65,7 +61,7 @@ class HttpMeter:
             if route is None:
                 return None
             content = _content_of(request)
-            model = model_of(path.partition("?")[0]) or _model_in(content)
+            model = model_of(path.partition("?")[0]) or model_in(content or b"")
             return HttpCall(self, route, content, model)
         except Exception as exc:
             self.recorder.telemetry.failure("capture.http", exc)
@@ -118,7 +114,7 @@ class HttpCall:
         if content is not None:
             self.whole(content, response.headers)
             return
-        if kind not in _STREAMS:
+        if kind not in STREAMS:
             tap_response(response, BodyTap(self, response.headers), wire_tally=self._tally)
             return
         tap = self.tap(self._tally(response))
@@ -261,13 +257,6 @@ def _content_of(message: Any) -> bytes | None:
     except Exception:
         return None
     return content if isinstance(content, bytes) else None
-
-
-def _model_in(content: bytes | None) -> str | None:
-    if not content:
-        return None
-    found = _MODEL.match(content, max(content.rfind(b'"model"'), 0))
-    return found.group(1).decode("utf-8", "replace") if found else None
 
 
 def _always() -> bool:

@@ -106,11 +106,7 @@ class Lane:
     def recover(self, *, now: float) -> list[Transition]:
         """What a dead process left under way: streams become usage, attempts become AMBIGUOUS."""
         with self.transaction():
-            self.db.execute(
-                f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE true "
-                "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING"
-            )
-            self.db.execute("DELETE FROM progress")
+            self._end_streams("true")
             changed = self.attempts.crash_all(now)
         self._mark(self.last_seq())
         return changed
@@ -119,17 +115,21 @@ class Lane:
         """Streams that do not end: what is noted of them is usage now. Their ids, counts and lines."""
         marks = ",".join("?" * len(ids))
         with self.transaction():
-            self.db.execute(
-                f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE id IN ({marks}) "
-                "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING",
-                ids,
-            )
-            self.db.execute(f"DELETE FROM progress WHERE id IN ({marks})", ids)
+            self._end_streams(f"id IN ({marks})", ids)
             failpoint("in_cut")
         failpoint("after_cut")
         self._mark(self.last_seq())
         written = self.db.execute(f"SELECT id, counts, lines FROM usage WHERE id IN ({marks})", ids)
         return [(i, json.loads(c), rows.lines_of(json.loads(lines), self._keys)) for i, c, lines in written]
+
+    def _end_streams(self, which: str, ids: Sequence[str] = ()) -> None:
+        """What is noted of streams under way becomes usage."""
+        self.db.execute(
+            f"INSERT INTO usage ({rows.RECORD}) SELECT {rows.RECORD} FROM progress WHERE {which} "
+            "ORDER BY recorded_at ON CONFLICT (id) DO NOTHING",
+            ids,
+        )
+        self.db.execute(f"DELETE FROM progress WHERE {which}", ids)
 
     def last_seq(self) -> int:
         """How many records there are, if none was lost."""
