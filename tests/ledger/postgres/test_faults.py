@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -154,27 +155,36 @@ def record(ledger: Any, name: str, over: threading.Event, acknowledged: dict[str
                 return
 
 
-def test_kill_9_of_the_server_under_load_loses_nothing_and_bills_nothing_twice(mortal, stripe):
-    place = mortal.new_place()
-    over, acknowledged = threading.Event(), {}
-    ledgers = [PostgresLedger(place.url, schema=place.schema) for _ in range(5)]
-    for ledger in ledgers:
+@contextmanager
+def under_load(pods: list[Any], workers: list[Any], stripe: Any) -> Iterator[dict[str, int]]:
+    """Pods record and workers deliver, each on a thread of its own; what the pods were told is there."""
+    over, acknowledged = threading.Event(), dict[str, int]()
+    for ledger in (*pods, *workers):
         ledger.open(now=time.time())
     threads = [
         threading.Thread(target=record, args=(ledger, f"pod{n}", over, acknowledged))
-        for n, ledger in enumerate(ledgers[:3])
+        for n, ledger in enumerate(pods)
     ]
-    threads += [threading.Thread(target=work, args=(ledger, stripe, over)) for ledger in ledgers[3:]]
+    threads += [threading.Thread(target=work, args=(ledger, stripe, over)) for ledger in workers]
     for thread in threads:
         thread.start()
-    for _ in range(3):
+    try:
+        yield acknowledged
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_kill_9_of_the_server_under_load_loses_nothing_and_bills_nothing_twice(mortal, stripe):
+    place = mortal.new_place()
+    ledgers = [PostgresLedger(place.url, schema=place.schema) for _ in range(5)]
+    with under_load(ledgers[:3], ledgers[3:], stripe) as acknowledged:
+        for _ in range(3):
+            go_on(acknowledged)
+            mortal.kill()
+            mortal.start()
         go_on(acknowledged)
-        mortal.kill()
-        mortal.start()
-    go_on(acknowledged)
-    over.set()
-    for thread in threads:
-        thread.join()
     there = [id_ for (id_,) in place.rows("SELECT id FROM usage")]
     assert len(there) == len(set(there))
     assert set(acknowledged) <= set(there), "what was acknowledged is there"

@@ -4,7 +4,6 @@ left is waited for, and `kill -9` of the pooler under load loses nothing and bil
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,7 @@ from llm_metering.ledger.postgres import PostgresBooks, PostgresDesk, PostgresLe
 from tests.ledger.conftest import BUCKET, T0, Bench, conserved, entry, line, totals
 from tests.ledger.postgres.bouncer import Bouncer
 from tests.ledger.postgres.cluster import Place
-from tests.ledger.postgres.test_faults import finish, go_on, record
-from tests.ledger.postgres.test_workers import work
+from tests.ledger.postgres.test_faults import finish, go_on, under_load
 from tests.ledger.test_contract import (  # noqa: F401  (the contract, on the ledger below)
     test_a_claim_is_on_record_before_anything_is_sent,
     test_a_clock_set_back_two_days_does_not_extend_the_22_hours,
@@ -93,48 +91,24 @@ def test_many_services_share_two_sessions_and_each_finds_its_own(
     bouncer: Bouncer, place: Any, stripe: Any
 ) -> None:
     """Sessions change hands with every transaction, among more clients than there are sessions."""
-    over, acknowledged = threading.Event(), {}
     ledgers = [PostgresLedger(bouncer.url(), schema=place.schema) for _ in range(6)]
-    for ledger in ledgers:
-        ledger.open(now=time.time())
-    threads = [
-        threading.Thread(target=record, args=(ledger, f"pod{n}", over, acknowledged))
-        for n, ledger in enumerate(ledgers[:3])
-    ]
-    threads += [threading.Thread(target=work, args=(ledger, stripe, over)) for ledger in ledgers[3:]]
-    for thread in threads:
-        thread.start()
-    go_on(acknowledged)
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'llm_metering'"
-    assert place.rows(sessions)[0][0] <= 2
-    over.set()
-    for thread in threads:
-        thread.join()
+    with under_load(ledgers[:3], ledgers[3:], stripe) as acknowledged:
+        go_on(acknowledged)
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'llm_metering'"
+        assert place.rows(sessions)[0][0] <= 2
     audit(place, ledgers, stripe, acknowledged)
 
 
 def test_kill_9_of_the_pooler_under_load_loses_nothing_and_bills_nothing_twice(
     bouncer: Bouncer, place: Any, stripe: Any
 ) -> None:
-    over, acknowledged = threading.Event(), {}
     ledgers = [PostgresLedger(bouncer.url(), schema=place.schema) for _ in range(4)]
-    for ledger in ledgers:
-        ledger.open(now=time.time())
-    threads = [
-        threading.Thread(target=record, args=(ledger, f"pod{n}", over, acknowledged))
-        for n, ledger in enumerate(ledgers[:2])
-    ]
-    threads += [threading.Thread(target=work, args=(ledger, stripe, over)) for ledger in ledgers[2:]]
-    for thread in threads:
-        thread.start()
-    for _ in range(3):
+    with under_load(ledgers[:2], ledgers[2:], stripe) as acknowledged:
+        for _ in range(3):
+            go_on(acknowledged)
+            bouncer.kill()
+            bouncer.start()
         go_on(acknowledged)
-        bouncer.kill()
-        bouncer.start()
-    go_on(acknowledged)
-    over.set()
-    for thread in threads:
-        thread.join()
     audit(place, ledgers, stripe, acknowledged)
 
 

@@ -17,7 +17,7 @@ import pytest
 from llm_metering.errors import LedgerError
 from llm_metering.ledger.postgres import sending
 from llm_metering.ledger.postgres.workers import HOLD_S, STREAMS_S
-from llm_metering.protocols import Outcome
+from llm_metering.protocols import Claim, Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, deliver, entry, line, progress, totals
 
 DONE = T0 + BUCKET
@@ -167,6 +167,18 @@ ledger.close()
 """
 
 
+def taken_over(worker: Any, *, within_s: float) -> Claim:
+    """What another was sending, once its lease has run out."""
+    deadline = time.monotonic() + within_s
+    taken: list[Claim] = []
+    while not taken:
+        assert time.monotonic() < deadline
+        worker.maintain(now=time.time())
+        taken = worker.claim(now=time.time(), limit=1)
+        time.sleep(0.05)
+    return taken[0]
+
+
 def test_a_worker_stopped_past_its_lease_and_continued_changes_nothing(hire, place, stripe):
     """With real processes, signals and clocks."""
     pod = hire(clock="server")
@@ -185,18 +197,12 @@ def test_a_worker_stopped_past_its_lease_and_continued_changes_nothing(hire, pla
         identifier = zombie.stdout.readline().strip()
         os.kill(zombie.pid, signal.SIGSTOP)
         worker = hire(clock="server", now=time.time())
-        taken: list[Any] = []
-        deadline = time.monotonic() + 20
-        while not taken:
-            assert time.monotonic() < deadline
-            worker.maintain(now=time.time())
-            taken = worker.claim(now=time.time(), limit=1)
-            time.sleep(0.05)
-        assert (taken[0].event.identifier, taken[0].attempt) == (identifier, 2)
+        claim = taken_over(worker, within_s=20)
+        assert (claim.event.identifier, claim.attempt) == (identifier, 2)
         os.kill(zombie.pid, signal.SIGCONT)
         said, _ = zombie.communicate("\n", timeout=30)
         assert said.split("\n")[:2] == ["None", "[]"]
-        assert worker.finish(taken[0], stripe.send(taken[0]), now=time.time()).after == "ACCEPTED"
+        assert worker.finish(claim, stripe.send(claim), now=time.time()).after == "ACCEPTED"
     finally:
         zombie.kill()
         zombie.wait()
@@ -259,14 +265,8 @@ def test_a_worker_that_stood_still_after_its_claim_sends_nothing_that_may_be_for
     try:
         assert stopped.stdout.readline() == "claimed\n"
         worker = hire(clock="server", now=time.time())
-        taken: list[Any] = []
-        deadline = time.monotonic() + 30
-        while not taken:
-            assert time.monotonic() < deadline
-            worker.maintain(now=time.time())
-            taken = worker.claim(now=time.time(), limit=1)
-            time.sleep(0.05)
-        assert worker.finish(taken[0], stripe.send(taken[0]), now=time.time()).after == "ACCEPTED"
+        claim = taken_over(worker, within_s=30)
+        assert worker.finish(claim, stripe.send(claim), now=time.time()).after == "ACCEPTED"
         os.kill(stopped.pid, signal.SIGCONT)
         said, _ = stopped.communicate(timeout=60)
         assert said.splitlines() == ["goes on", sent]
