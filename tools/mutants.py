@@ -315,8 +315,8 @@ MUTANTS = (
     Mutant(
         "rows of a dead process are billed",
         "ledger/lane.py",
-        "SELECT {rows.RECORD} FROM progress WHERE true ",
-        "SELECT {rows.RECORD} FROM progress WHERE false ",
+        'self._end_streams("true")',
+        'self._end_streams("false")',
         ("ledger/test_contract.py::test_progress_of_a_dead_process_becomes_usage",),
         simulated=True,
     ),
