@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigurationError
-from ..ledger.places import worker_of
+from ..ledger.places import unfrozen_elsewhere, worker_of
 from ..metering import Metering
 from ..protocols import Alarm
 from ..settings import Settings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def deliver(
     ledger: Folder = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Deliver what no other process holds, and end.")
+        bool, typer.Option("--once", help="Deliver what is there and no other process delivers, and end.")
     ] = False,
     every: Annotated[
         float | None,
@@ -36,7 +37,7 @@ def deliver(
     ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0, help="With --once: how long to try.")
-    ] = 60.0,
+    ] = 90.0,
     api_key: ApiKey = None,
     api_base: ApiBase = None,
     sandbox: Sandbox = None,
@@ -47,15 +48,18 @@ def deliver(
     screen = Screen(as_json=as_json)
     with _worker(view, every, Target(api_key, api_base, sandbox, live=True), screen) as metering:
         if once:
-            metering.flush(timeout)
+            unfrozen = _deliver_once(metering, view, timeout, screen)
         else:
             screen.say(f"Delivering what is handed over in {folder}. Ctrl-C ends it, and loses nothing.")
             _wait_for_a_signal()
-    left = _left(view)
+            unfrozen = 0
+    left = _left(view) + unfrozen
     counters = metering.telemetry.snapshot()
     sent = {name.partition(".")[2]: n for name, n in counters.items() if name in _OUTCOMES}
-    screen.document({"ledger": folder, "sent": sent, "left": left})
+    screen.document({"ledger": folder, "sent": sent, "left": left, "held_by_others": unfrozen})
     screen.say(f"{number(sent.get('accepted', 0))} meter events accepted, {number(left)} left in the ledger.")
+    if unfrozen:
+        screen.say(f"{number(unfrozen)} of them are records that another worker holds.")
     if once and left:
         raise typer.Exit(1)
 
@@ -87,6 +91,25 @@ def _worker(view: View, every: float | None, target: Target, screen: Screen) -> 
     ledger = worker_of(view, settings.flush_every_s, settings.archive_after_days * 86_400.0)
     with Metering(ledger=ledger, settings=settings, on_alarm=tell) as metering:
         yield metering
+
+
+def _deliver_once(metering: Metering, view: View, timeout_s: float, screen: Screen) -> int:
+    """Deliver what was there when it began; return how many records another worker still holds."""
+    began, ends_at = time.time(), time.monotonic() + timeout_s
+    told = False
+    while True:
+        metering.flush(max(ends_at - time.monotonic(), 0.0))
+        held = unfrozen_elsewhere(view, began)
+        left_s = ends_at - time.monotonic()
+        if not held or left_s <= 0 or view.pulse().paused:
+            return held
+        if not told:
+            screen.say(f"Waiting for {number(held)} records that another worker holds, or held when it died.")
+            told = True
+        time.sleep(min(_LOOK_AGAIN_S, left_s))
+
+
+_LOOK_AGAIN_S = 1.0
 
 
 def _wait_for_a_signal() -> None:

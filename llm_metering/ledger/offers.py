@@ -32,8 +32,6 @@ class Offer:
     """Whether the ledger may have taken anything of this lane already, though it never said so."""
     again: bool = False
     """Whether the ledger may have had these records before it went back."""
-    since: float | None = None
-    """When the lane last heard of the ledger, Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,6 @@ class Outbox:
             last=last,
             was_offered=held.before > 0,
             again=again,
-            since=course.heard_at,
         )
 
     def _is_due(self, held: _Held, streams: Sequence[str], now: float) -> bool:

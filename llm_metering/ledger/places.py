@@ -30,6 +30,15 @@ def view_of(where: str) -> View:
     return PostgresBooks(where)
 
 
+def unfrozen_elsewhere(view: View, before: float) -> int:
+    """Records from before this moment, Unix seconds, that are in no meter event because another worker holds
+    their customers: one that works makes an event of them soon, one that is gone loses them within a minute.
+
+    On one host there are none: a lane is its process's own while that lives, and free at once after it.
+    """
+    return 0 if isinstance(view, LedgerView) else view.unfrozen(before)
+
+
 def desk_of(view: View, wait_s: float) -> Desk | PostgresDesk:
     """Where decisions about this ledger are handed in."""
     if isinstance(view, LedgerView):

@@ -3,9 +3,11 @@ behind in its place: all that was acknowledged is billed once, or stands in the 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +158,47 @@ def test_a_standby_that_is_behind_takes_over_and_nothing_is_lost_or_billed_twice
     doubted = sum(b.in_doubt for b in fleet.books.balances())
     assert billed <= len(there)
     assert len(there) - billed <= status.held_records + doubted
+
+
+def test_deliver_once_waits_for_what_a_killed_worker_holds_and_says_what_is_left(
+    fleet: Fleet, sandbox: Any
+) -> None:
+    service, worker = fleet.service(), fleet.worker()
+    fleet.wait_for(1)
+    kill(worker)
+    some = fleet.books.status(now=time.time()).usage_records
+    deadline = time.monotonic() + 60
+    while fleet.books.status(now=time.time()).usage_records < some + 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    kill(service)
+    fleet.forward_the_rest()
+    assert fleet.books.unfrozen(time.time()) >= 20
+
+    def once(timeout_s: int) -> subprocess.Popen[str]:
+        words = [
+            sys.executable,
+            "-m",
+            "llm_metering",
+            "deliver",
+            "--once",
+            "--timeout",
+            str(timeout_s),
+            "--json",
+        ]
+        env = fleet.env(STRIPE_API_KEY=fleet.key, STRIPE_API_BASE=fleet.url)
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+
+    hasty = once(2)
+    said = json.loads(hasty.communicate(timeout=60)[0])
+    assert hasty.returncode == 1
+    assert said["left"] >= said["held_by_others"] > 0, "not 0 left, as if all were billed"
+    patient = once(90)
+    deadline = time.monotonic() + 30
+    while not any(w.delivers for w in fleet.books.workers() if w.pid == patient.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    fleet.let_leases_run_out()
+    said = json.loads(patient.communicate(timeout=120)[0])
+    assert (patient.returncode, said["left"], said["held_by_others"]) == (0, 0, 0)
+    assert sum(row.value for row in sandbox.books()) == len(fleet.ids())

@@ -166,6 +166,11 @@ class PostgresBooks:
 
         return sorted(self._read(read), key=lambda row: row.event.timestamp, reverse=True)[:limit]
 
+    def unfrozen(self, before: float) -> int:
+        """Records from before this moment, Unix seconds, that could be in a meter event and are in none."""
+        query = f"SELECT count(*) FROM usage WHERE {_BILLABLE} AND recorded_at < %(before)s"
+        return self._read(lambda db: int(db.one(query, before=before)[0]))
+
     def workers(self) -> list[staff.WorkerRow]:
         """Who records and delivers, those that are gone left out."""
         return self._read(staff.workers)

@@ -1,8 +1,8 @@
 """Takes in what the lanes of a fleet's hosts offer, each record once.
 
-For each lane the ledger notes how many groups it has taken, in the transaction that takes them. A lane that
-was told of more than that tells of a ledger that went back; so does one that knows of a mark that the ledger
-does not. Every function works inside a transaction.
+For each lane the ledger notes how many groups it has taken, in the transaction that takes them; the note, a
+hundred bytes, stays for good. A lane that was told of more than that tells of a ledger that went back; so
+does one that knows of a mark that the ledger does not. Every function works inside a transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from .. import rows
 from ..offers import Answer, Offer, OfferAgain, Taken
-from ..states import DAY_S
 from . import marks
 from .connecting import Db
 from .desk import set_meta
@@ -20,14 +19,9 @@ from .intake import Intake
 from .marks import Marked
 from .workers import Post
 
-FORGOTTEN_S = 30 * DAY_S
-"""A lane that is silent for so long is not noted any more."""
 _POD = "pod:"
 _HELD = 11
 _USED_AT = 7
-_FORGET = """
-    DELETE FROM meta WHERE name >= 'pod:' AND name < 'pod;' AND (value::json ->> 1)::float8 < %(before)s
-"""
 
 
 def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tuple[Answer, Marked | None]:
@@ -35,7 +29,7 @@ def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tup
     number = _number(db, offer.lane)
     known = marks.marks(db)
     latest = known[-1].id if known else ""
-    if why := _lost(offer, number, [mark.id for mark in known], now):
+    if why := _lost(offer, number, [mark.id for mark in known]):
         marked = marks.set_mark_once(db, now, why, offer.mark)
         latest = marked.mark.id if marked else latest
         return OfferAgain(number, latest, why), marked
@@ -55,11 +49,6 @@ def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tup
     return Taken(taken, latest, new), None
 
 
-def forget_silent(db: Db, now: float) -> None:
-    """Lanes that are heard of no more."""
-    db.run(_FORGET, before=now - FORGOTTEN_S)
-
-
 def _number(db: Db, lane: str) -> int:
     """How many groups of a lane were taken."""
     query = "SELECT value FROM meta WHERE name = %(name)s FOR UPDATE"
@@ -67,13 +56,12 @@ def _number(db: Db, lane: str) -> int:
     return 0 if row is None else int(json.loads(row[0])[0])
 
 
-def _lost(offer: Offer, number: int, known: Sequence[str], now: float) -> str | None:
+def _lost(offer: Offer, number: int, known: Sequence[str]) -> str | None:
     """Why the ledger must have gone back without anybody's notice, None if it need not have."""
     if offer.mark and offer.mark not in known:
         return f"lane {offer.lane} knows of a mark that the ledger does not: it is older than that"
     latest = known[-1] if known else ""
-    is_forgotten = offer.since is not None and now - offer.since >= FORGOTTEN_S - DAY_S
-    if offer.mark == latest and number < offer.number and not (number == 0 and is_forgotten):
+    if offer.mark == latest and number < offer.number:
         return f"lane {offer.lane} was told of {offer.number} groups, and the ledger has {number} of them"
     return None
 
