@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random as dice
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from . import _forks
 from .delivery import Delivery, Flush, Sending, Writing
 from .protocols import Outcome, Sender, Telemetry
 from .senders.pacing import Backoff
@@ -71,7 +70,7 @@ class Flusher:
         self._make_sending = sending
         self._beside = beside
         self._begin()
-        _instances.add(self)
+        _forks.watch(self)
 
     def _begin(self) -> None:
         self._sending = self._make_sending(self._sender, self._settings.max_in_flight, self._telemetry)
@@ -222,14 +221,3 @@ class _NoKey:
 
 _LAST_COMMIT_S = 2.0
 _ALL = 10_000_000
-
-_instances: weakref.WeakSet[Flusher] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for flusher in list(_instances):
-        flusher.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -9,14 +9,13 @@ the re-offer window, should the database turn out to have gone back in time.
 
 from __future__ import annotations
 
-import os
 import random as dice
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from . import _forks
 from ._failpoints import failpoint
 from .errors import LedgerError
 from .ledger.offers import Answer, Offer, OfferAgain
@@ -85,7 +84,7 @@ class Forwarder:
         self._monotonic = monotonic
         self._random = random
         self.after_fork()
-        _instances.add(self)
+        _forks.watch(self)
 
     def after_fork(self) -> None:
         """Forget the parent's thread and those who wait; called by itself in a forked child."""
@@ -248,15 +247,3 @@ class Forwarder:
         if self._told_late:
             self._told_late = False
             self._telemetry.alarm("forwarder.caught_up", "the ledger has all that waited on this host")
-
-
-_instances: weakref.WeakSet[Forwarder] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for forwarder in list(_instances):
-        forwarder.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from . import _forks
 from .protocols import Ledger, Telemetry
 from .settings import Settings
 
@@ -44,7 +43,7 @@ class Handover:
         self._telemetry = telemetry
         self._now = now
         self.after_fork()
-        _instances.add(self)
+        _forks.watch(self)
 
     def after_fork(self) -> None:
         """Forget the parent's thread; called by itself in a forked child."""
@@ -88,15 +87,3 @@ class Handover:
             lambda ledger: ledger.hand_over(now=now, bucket_s=bucket_s, everything=everything)
         ):
             self._telemetry.count("handover.lanes")
-
-
-_instances: weakref.WeakSet[Handover] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for handover in list(_instances):
-        handover.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

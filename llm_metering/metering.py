@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet, ref
 
-from . import customers, wiring
+from . import _forks, customers, wiring
 from ._redact import one_line
 from .capture import context
 from .capture.counter import Counter
@@ -107,6 +106,7 @@ class Metering:
         self._starting: Thread | None = None
         self._retry_start_at = 0.0
         _instances.add(self)
+        _forks.watch(self)
         # A script may end without `stop`, and before anything was started: while a tokenizer loads, say.
         atexit.register(_at_exit, ref(self))
 
@@ -468,15 +468,6 @@ class Metering:
 
 
 _instances: WeakSet[Metering] = WeakSet()
-
-
-def _after_fork() -> None:
-    for metering in list(_instances):
-        metering.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _at_exit(metering: ref[Metering]) -> None:

@@ -9,15 +9,13 @@ A thread of its own, gentle with Stripe and with the ledger; delivery never wait
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol, TypeVar
 
-from . import oracle
+from . import _forks, oracle
 from ._values import dataclass
 from .errors import StripeUnavailable
 from .oracle import Minute, Readings, hour_of, minute_of
@@ -98,7 +96,7 @@ class Settler:
         self._now = now
         self._monotonic = monotonic
         self.after_fork()
-        _instances.add(self)
+        _forks.watch(self)
 
     def after_fork(self) -> None:
         """Forget the parent's thread, connection and readings."""
@@ -508,15 +506,3 @@ def _by_pair(sums: Iterable[EventSum]) -> dict[tuple[str, str], dict[int, EventS
     for each in sums:
         found.setdefault((each.customer, each.event_name), {})[each.start] = each
     return found
-
-
-_instances: weakref.WeakSet[Settler] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for settler in list(_instances):
-        settler.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import _forks
 from ._redact import one_line
 from .protocols import Alarm
 
@@ -46,7 +45,7 @@ class LogTelemetry:
         self._gates: dict[str, _Gate] = {}
         # Reentrant: a garbage collection or a signal handler may count while this thread is counting.
         self._lock = threading.RLock()
-        _instances.add(self)
+        _forks.watch(self)
 
     def count(self, name: str, n: int = 1) -> None:
         """Add `n` to a counter."""
@@ -124,8 +123,6 @@ _PER_S = 60.0
 _MAX_NAMES = 1000
 _MAX_MESSAGE = 500
 
-_instances: weakref.WeakSet[LogTelemetry] = weakref.WeakSet()
-
 
 class _Gate:
     """Lets `burst` through in a minute, and counts the rest."""
@@ -162,12 +159,3 @@ def _where(exc: BaseException) -> str:
         return "?"
     last = frames[-1]
     return f"{last.filename}:{last.lineno} {last.name}"
-
-
-def _fresh_locks() -> None:
-    for telemetry in list(_instances):
-        telemetry.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_locks)

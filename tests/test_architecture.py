@@ -15,6 +15,7 @@ PACKAGE = Path(llm_metering.__file__).parent
 
 FLOORS = {
     "_failpoints": 1,
+    "_forks": 0,
     "_lazy": 0,
     "_redact": 1,
     "_values": 0,
