@@ -12,7 +12,7 @@ from .answer_tally import STREAMS, AnswerTally
 from .bodies import KeptBody
 from .client_routes import model_of
 from .context import is_on_disk
-from .lasting import IN_BACKGROUND, standing
+from .lasting import is_in_background, standing
 from .streams import StreamTap
 from .waiting import asyncio_loop
 
@@ -230,7 +230,7 @@ class AppAnswer:
             request=self._asked.bytes(),
             scope=self._scope,
             model=model_of(self._path),
-            lasting=self._is_lookup or IN_BACKGROUND.search(self._asked.bytes() or b"") is not None,
+            lasting=self._is_lookup or is_in_background(self._asked.bytes()),
             covered=self._is_covered if self._is_sure else self._is_left_alone,
         )
         self._tap.feed(chunk)  # writes the first row

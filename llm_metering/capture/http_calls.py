@@ -12,7 +12,7 @@ from . import claims
 from .answer_tally import STREAMS
 from .bodies import model_in
 from .client_routes import Route, model_of, route_of
-from .lasting import IN_BACKGROUND, standing
+from .lasting import is_in_background, standing
 from .response_bytes import InflatedTally
 from .streams import StreamTap, is_billable, lasting_id
 from .taps import hold_rest, tap_response
@@ -163,8 +163,7 @@ class HttpCall:
             dimensions=self._meter.dimensions,
             scope=self._scope,
             covered=None if self._route.counted else _always,
-            lasting=self._route.lookup
-            or (isinstance(content, bytes) and IN_BACKGROUND.search(content) is not None),
+            lasting=self._route.lookup or (isinstance(content, bytes) and is_in_background(content)),
         )
 
     def _tally(self, response: Any) -> ExchangeTally:

@@ -10,7 +10,7 @@ from ..usage import Reading
 from .streams import lasting_id
 
 IN_BACKGROUND = re.compile(rb'"background"\s*:\s*true')
-"""In a request: its answer is to go on without us."""
+"""What a request or answer holds somewhere that goes on without us."""
 
 _LASTING_APIS = ("responses", "interactions")
 _WITHOUT_USAGE = frozenset(("queued", "in_progress", "failed", "cancelled"))
@@ -22,6 +22,13 @@ def is_lookup(path: str) -> bool:
     if name.startswith("resp_"):
         return parent.endswith("/responses")
     return bool(name) and parent.endswith("/interactions")
+
+
+def is_in_background(request: bytes | None) -> bool:
+    """Whether a request asks that its answer go on without us; deeper inside the words mean nothing."""
+    if request is None or IN_BACKGROUND.search(request) is None:
+        return False
+    return _decoded(request).get("background") is True
 
 
 def standing(reading: Reading, body: bytes) -> tuple[bool, str | None]:

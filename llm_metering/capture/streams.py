@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 EVENTS_BETWEEN_LOOKS = 32
 """How many events pass before the tokens so far are added up again; the clock is read at every event."""
 
+_LASTING = frozenset(("responses", "interactions", "assistants"))
+"""APIs whose answers can go on without us, and have ids that no two of them share."""
+
 SECOND_ROW_AFTER_S = 0.25
 """A stream that lives so long has its prompt counted for its second row; the first holds an estimate."""
 
@@ -62,7 +65,8 @@ class StreamTap:
         scope: Default: the current one.
         covered: Whether another surface counts this stream at the moment; then there are no progress rows.
         lasting: The provider goes on when nobody reads, and the whole can be retrieved later: the record is
-            named after the response, and what is broken off is left to whoever retrieves it.
+            named after the response, and what is broken off is left to whoever retrieves it. It counts only
+            for APIs that know such answers, whatever a client asked for.
     """
 
     __slots__ = (
@@ -221,7 +225,7 @@ class StreamTap:
         if self._finished or (self._covered is not None and self._covered()):
             return
         reading = self.tally.so_far()
-        if reading.problem is not None or (self._lasting and reading.response_id is None):
+        if reading.problem is not None or (self._lasting and not self._can_be_named(reading)):
             return  # a row of one that lasts is named after it
         self._rows += 1
         if reading.usage.input_total is None:
@@ -264,8 +268,15 @@ class StreamTap:
             if not self._finished and self._last is not None:
                 self._put_row(self._last)
 
+    def _lasts(self, reading: Reading) -> bool:
+        return self._lasting and reading.api in _LASTING
+
+    def _can_be_named(self, reading: Reading) -> bool:
+        """Whether it is known by now what the record of a stream that may last is called."""
+        return reading.response_id is not None if self._lasts(reading) else reading.api is not None
+
     def _name(self, reading: Reading) -> str:
-        if self._lasting and reading.response_id is not None:
+        if self._lasts(reading) and reading.response_id is not None:
             return lasting_id(reading.response_id)
         return self._recorder.new_id()
 
@@ -276,7 +287,7 @@ class StreamTap:
         if not complete and reading.provenance == "reported" and not reading.usage:
             reading = replace(reading, provenance="partial")
         row = self._id
-        if self._lasting and reading.provenance == "partial" and reading.response_id is not None:
+        if self._lasts(reading) and reading.provenance == "partial" and reading.response_id is not None:
             # It goes on without us; the row stands for it until somebody retrieves the whole.
             if row is None:
                 self._prompt = self._prompt or Usage(input=rough_tokens(self._request))
@@ -295,7 +306,7 @@ class StreamTap:
             model=self._model,
             dimensions=self._dimensions,
             id=name,
-            closes=name if self._lasting else row,
+            closes=name if self._lasts(reading) else row,
             scope=self.scope,
         )
 

@@ -100,3 +100,41 @@ async def test_a_stream_that_is_taken_up_again_is_the_same_record(new_home, wire
         await ask(home, wire, b"".join(lines), f"{PATH}/resp_1", "GET", size=100)
     assert home.books.only.usage.total == 13
     assert home.books.rows == {}
+
+
+@pytest.mark.parametrize("asked", [b'"background": true', b'"metadata": {"background": true}'])
+async def test_a_chat_that_claims_to_go_on_is_billed_to_each_customer_though_its_id_comes_again(
+    new_home, wire, asked
+):
+    home = new_home(lambda connection: connection.headers["x-customer"])
+    body = b'{"model": "gpt-4o", "stream": true, "messages": [], ' + asked + b"}"
+    events = wire.events(["Hi"], id="chatcmpl-7", usage={"prompt_tokens": 9, "completion_tokens": 4})
+    app = MeteringMiddleware(serving(b"".join(events)), home)
+    for customer in ("cus_a", "cus_b"):
+        await wire.exchange(app, "/v1/chat/completions", body, headers={"x-customer": customer})
+    assert home.books.totals() == {"cus_a": 13, "cus_b": 13}
+    assert home.books.rows == {}
+
+
+async def test_a_chat_that_claims_to_go_on_is_billed_when_it_is_broken_off(new_home, wire):
+    home = new_home(customer="cus_x")
+    body = b'{"model": "gpt-4o", "stream": true, "messages": [], "background": true}'
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await serving(wire.events(["Hi"])[0])(scope, receive, send)
+
+    await wire.exchange(MeteringMiddleware(app, home), "/v1/chat/completions", body)
+    assert home.counter.settle(30)
+    assert (home.books.only.provenance, home.books.rows) == ("partial", {})
+
+
+async def test_a_response_is_no_background_one_for_what_stands_deeper_in_its_request(new_home, wire):
+    home = new_home(customer="cus_x")
+    body = b'{"model": "gpt-5", "stream": true, "input": "Hello", "metadata": {"background": true}}'
+    begun = {"type": "response.created", "response": response("in_progress", background=False)}
+    stream = b"data: " + json.dumps(begun).encode() + b"\n\n"
+    stream += b'data: {"type": "response.output_text.delta", "delta": "Hi"}\n\n'
+    await wire.exchange(MeteringMiddleware(serving(stream), home), PATH, body)
+    assert home.counter.settle(30)
+    assert len(home.books.records) == 1
+    assert home.books.rows == {}
