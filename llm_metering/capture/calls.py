@@ -56,7 +56,7 @@ class Meter:
 class Call:
     """A call under way."""
 
-    __slots__ = ("_given", "_meter", "_options", "_parsed", "_request", "_route", "_server")
+    __slots__ = ("_given", "_is_again", "_meter", "_options", "_parsed", "_request", "_route", "_server")
 
     def __init__(self, meter: Meter, options: Any, route: Route) -> None:
         self._meter = meter
@@ -66,12 +66,14 @@ class Call:
         self._given: tuple[str, Any] | None = None
         """The field of the options that we changed, and what the caller gave."""
         self._server = ""
+        self._is_again = False
+        """Whether it is made once more, without what we added."""
         self._parsed: Any = None
 
     def ask_for_usage(self, server: str) -> None:
         """Have the provider report the usage of a stream, unless the caller decided otherwise.
 
-        Every server is asked. One that refuses is asked again without, at once, and remembered.
+        Every server is asked. One that refuses is asked again without, at once, and remembered if that was it.
         """
         chosen = self._request.get("stream_options")
         if chosen is not None and not isinstance(chosen, Mapping):
@@ -106,7 +108,7 @@ class Call:
                 name, given = self._given
                 setattr(self._options, name, given)
                 self._given = None
-                self._meter.note_refusal(self._server)
+                self._is_again = True
                 return True
             answer = self._parsed if self._parsed is not None else _answer_in(exc)
             if answer is not None and _kind_of(answer.__class__) == "whole":
@@ -121,6 +123,10 @@ class Call:
     def answered(self, answer: Any) -> Any:
         """Take the answer and give it on. Never raises."""
         try:
+            if self._is_again:
+                # It was what we added, then. A refusal that names it for what the caller's users wrote proves
+                # nothing: it comes again.
+                self._meter.note_refusal(self._server)
             kind = _kind_of(answer.__class__)
             if kind == "whole":
                 self._whole(answer)

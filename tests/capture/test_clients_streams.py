@@ -205,6 +205,20 @@ def test_a_refusal_of_the_second_request_is_raised(chat, bench, provider):
     assert bench.records == []
 
 
+def test_a_refusal_of_what_a_user_wrote_takes_nobody_elses_reported_usage_away(chat, bench, provider, said):
+    message = "Invalid value: 'stream_options'. Supported values are: 'system', 'assistant', 'user'."
+    provider.json({"error": {"message": message}}, status=400)
+    provider.json({"error": {"message": message}}, status=400)
+    provider.events(said.chat_events())
+    role: Any = [{"role": "stream_options", "content": "Hello"}]
+    with pytest.raises(openai.BadRequestError, match="Invalid value"):
+        chat.chat.completions.create(**{**ASK, "messages": role})
+    assert bench.records == []
+    list(chat.chat.completions.create(**ASK))
+    assert provider.asked[-1].body["stream_options"] == {"include_usage": True}
+    assert bench.only().provenance == "reported"
+
+
 def test_whole_answers_are_asked_for_nothing_more(chat, bench, provider, said):
     provider.json(said.chat())
     chat.chat.completions.create(model="m", messages=MESSAGES)
