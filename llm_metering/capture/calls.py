@@ -73,7 +73,7 @@ class Call:
     def ask_for_usage(self, server: str) -> None:
         """Have the provider report the usage of a stream, unless the caller decided otherwise.
 
-        Every server is asked. One that refuses is asked again without, at once, and remembered if that was it.
+        Every server is asked. One that refuses is asked again without, and remembered if that was it.
         """
         chosen = self._request.get("stream_options")
         if chosen is not None and not isinstance(chosen, Mapping):

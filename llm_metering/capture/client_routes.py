@@ -7,6 +7,8 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from .paths import plain_path
+
 
 class Route(NamedTuple):
     """What a path of an API brings."""
@@ -58,6 +60,8 @@ _ROUTES = {
     "/invoke-with-response-stream": Route(None),
 }
 
+_PLAIN_ROUTES = {suffix.lower(): route for suffix, route in _ROUTES.items()}
+
 _CONVERSATION = re.compile(r"/conversations/[^/]+(?:/restart)?$")  # one that is gone on with
 _LOOKUP = Route("responses", lookup=True)
 _RUN = Route("assistants", counted=False, lookup=True, lasting=True)
@@ -68,12 +72,19 @@ _RUNS = re.compile(r"/threads/(?:[^/]+/)?runs(?:/[^/]+(?:/cancel|/submit_tool_ou
 def route_of(method: str, url: str) -> Route | None:
     """What a request brings; None where it brings no usage."""
     path = url.partition("?")[0].rstrip("/")
+    found = _route_of(method, path)
+    if found is not None or (plain := plain_path(path)) is None:
+        return found
+    return _route_of(method, plain, _PLAIN_ROUTES)
+
+
+def _route_of(method: str, path: str, routes: dict[str, Route] = _ROUTES) -> Route | None:
     if "/threads/" in path and _RUNS.search(path) and method.lower() in ("get", "post"):
         return _RUN
     if method.lower() == "post":
         if _CONVERSATION.search(path):
             return Route("conversations")
-        for suffix, route in _ROUTES.items():
+        for suffix, route in routes.items():
             if path.endswith(suffix):
                 return route
         is_cancel = path.endswith("/cancel")

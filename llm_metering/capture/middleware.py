@@ -69,7 +69,7 @@ class MeteringMiddleware:
         self._is_metered = path_matcher(paths)
         # A path that was asked for by name is a model's for sure.
         self._is_sure = path_matcher(SURE_PATHS if paths is DEFAULT_PATHS else paths)
-        self._is_public = path_matcher(public_paths, name="public_paths")
+        self._is_public = path_matcher(public_paths, name="public_paths", surely=True)
         self._rejects = metering.settings.on_missing_customer == "reject"
         self._holds = metering.settings.durability != "memory"
         self._capacity = Capacity(metering)

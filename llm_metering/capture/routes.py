@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigurationError
+from .paths import plain_path
 
 SURE_PATHS = (
     # OpenAI and everybody who is compatible
@@ -80,12 +81,30 @@ DEFAULT_PUBLIC_PATHS = ("*/health", "*/healthz", "*/live", "*/livez", "*/ready",
 """Paths that are served without a customer even where a missing one is rejected: probes of the platform."""
 
 
-def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[str], bool]:
-    """A quick test whether a path matches one of `patterns`.
+def path_matcher(
+    patterns: Sequence[str], *, name: str = "paths", surely: bool = False
+) -> Callable[[str], bool]:
+    """A quick test whether a path matches one of `patterns`, as it is or as `plain_path` has it.
+
+    Args:
+        surely: Whether it has to match in both ways.
 
     Raises:
         ConfigurationError: A pattern is not a path.
     """
+    patterns = _checked(patterns, name)
+    matches, matches_plain = _matcher(patterns), _matcher([pattern.lower() for pattern in patterns])
+
+    def matches_either(path: str) -> bool:
+        return matches(path) or ((plain := plain_path(path)) is not None and matches_plain(plain))
+
+    def matches_both(path: str) -> bool:
+        return matches(path) and ((plain := plain_path(path)) is None or matches_plain(plain))
+
+    return matches_both if surely else matches_either
+
+
+def _checked(patterns: Sequence[str], name: str) -> tuple[str, ...]:
     if isinstance(patterns, str):
         raise ConfigurationError(f"{name}={patterns!r} is one string; give a list: [{patterns!r}]")
     patterns = tuple(patterns)
@@ -94,6 +113,10 @@ def path_matcher(patterns: Sequence[str], *, name: str = "paths") -> Callable[[s
             raise ConfigurationError(
                 f"{name} holds {pattern!r}; a pattern begins with / or *, such as '*/chat/completions'"
             )
+    return patterns
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     by_tail: dict[str, list[str]] = {}
     loose: list[str] = []
     for pattern in patterns:
