@@ -45,13 +45,14 @@ class AppAnswer:
         is_sure: Whether the route is a model's for sure, so that what is not understood is kept, too.
         is_lookup: Whether the answer was made earlier, and counts only where it went on without us.
         send: Where the messages go on to.
+        send_last: Where the last one does.
         hold: Sends a last message once what was recorded is on disk; None where nothing waits for that.
     """
 
     __slots__ = (
         "_api", "_began", "_headers", "_hold", "_is_lookup", "_is_sure", "_keeps_text", "_kind", "_left",
-        "_noted", "_path", "_recorder", "_request", "_scope", "_send", "_tally", "_tap", "_timer", "_whole",
-        "aside", "feed", "over", "room",
+        "_noted", "_path", "_recorder", "_request", "_scope", "_send", "_send_last", "_tally", "_tap",
+        "_timer", "_whole", "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
@@ -67,6 +68,7 @@ class AppAnswer:
         is_sure: bool,
         is_lookup: bool,
         send: Send,
+        send_last: Send,
         hold: Callable[[Scope, Send, Message], Awaitable[None]] | None,
     ) -> None:
         self._recorder = recorder
@@ -77,6 +79,7 @@ class AppAnswer:
         self._is_lookup = is_lookup
         self._headers: Any = ()
         self._send = send
+        self._send_last = send_last
         self._hold = hold
         self._request: KeptBody | None = None
         self._tally: AnswerTally | None = None
@@ -141,15 +144,18 @@ class AppAnswer:
             self.finish(complete=True)
         scope = self._scope
         if self._hold is not None and scope.recorded and not is_on_disk(scope):
-            return self._hold(scope, self._send, message)
-        return self._send(message)
+            return self._hold(scope, self._send_last, message)
+        return self._send_last(message)
 
     def start(self, message: MutableMapping[str, Any]) -> None:
         """Look at the head of the answer, and read on only where there can be usage."""
         try:
             if not 200 <= message["status"] < 300 or self._is_covered():
                 return
-            self._headers = message.get("headers") or ()
+            self._headers = headers = message.get("headers") or ()
+            if type(headers) is not list and type(headers) is not tuple:
+                # They may be an iterator, which could be read only once.
+                self._headers = message["headers"] = list(headers)
             content_type, encoding = self._kind = _kind_of(self._headers)
             if _is_readable(content_type):
                 self._keeps_text = self._recorder.wants_text()

@@ -99,12 +99,10 @@ class MeteringMiddleware:
             return
         request = scope[self._key] = _Request()
         request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
-        if self._holds:
-            request.middleware, request.send = self, send
-            send = request.pass_on
+        request.middleware, request.receive, request.send = self, receive, send
         request.token = CURRENT.set(request)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, request.receive_outside, request.pass_on)
         finally:
             request.over = True
             if request.made:
@@ -113,10 +111,7 @@ class MeteringMiddleware:
             else:
                 # What `_leave` does, without the calls.
                 scope.pop(self._key, None)
-                try:  # noqa: SIM105  (as long as nothing is raised this costs nothing)
-                    CURRENT.reset(request.token)
-                except ValueError:
-                    pass
+                context.put_back(request.token)
 
     async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -139,13 +134,14 @@ class MeteringMiddleware:
             scope["state"] = {}
         request = scope[self._key] = _Request()
         request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
+        request.middleware, request.receive, request.send = self, receive, send
         request.token = CURRENT.set(request)
         answer = conversation = None
+        receive = request.receive_outside
         try:
             if reads:
-                answer, receive, send = self._reading(request.scope(), receive, send)
-            elif self._holds or kind == "websocket":
-                request.middleware, request.send = self, send
+                answer, receive, send = self._reading(request.scope(), receive, send, request.send_outside)
+            else:
                 send = request.pass_on
                 if kind == "websocket" and self._reads:
                     conversation, send = self._conversing(request.scope(), send)
@@ -184,7 +180,9 @@ class MeteringMiddleware:
             return self._is_metered(path)
         return scope["method"] == "GET" and is_lookup(path) and self._is_metered(path.rpartition("/")[0])
 
-    def _reading(self, request: Scope, receive: Receive, send: Send) -> tuple[AppAnswer, Receive, Send]:
+    def _reading(
+        self, request: Scope, receive: Receive, send: Send, send_last: Send
+    ) -> tuple[AppAnswer, Receive, Send]:
         """For routes whose answers are read: messages go on unchanged, and are looked at as they pass."""
         request.is_read = True
         path: str = request.asgi["path"] if request.asgi is not None else ""
@@ -198,6 +196,7 @@ class MeteringMiddleware:
             is_sure=self._is_sure(path),
             is_lookup=is_get,
             send=send,
+            send_last=send_last,
             hold=self._hold,
         )
 
@@ -241,7 +240,7 @@ class MeteringMiddleware:
             finally:
                 conversation.close()
         elif is_new and self._brings_usage(scope):
-            answer, receive, send = self._reading(outer, receive, send)
+            answer, receive, send = self._reading(outer, receive, send, send)
             try:
                 await self.app(scope, receive, send)
             finally:
@@ -334,11 +333,16 @@ class MeteringMiddleware:
 
 
 class _Request(Request):
-    """One HTTP request or websocket, and the way of its messages where nothing is read."""
+    """One HTTP request or websocket, and the way of its messages where nothing is read.
 
-    __slots__ = ("middleware", "send")
+    A server may go on to the next request of a connection while it is asked for more of this one, or given
+    the last of it, and the task of that next request inherits the context: it must not be this one's.
+    """
+
+    __slots__ = ("middleware", "receive", "send")
 
     middleware: MeteringMiddleware
+    receive: Receive
     send: Send
 
     def pass_on(self, message: Message) -> Awaitable[None]:
@@ -347,8 +351,26 @@ class _Request(Request):
         Not a coroutine of its own: where nothing is recorded it costs no more than a look.
         """
         if self.made and self.made[0].recorded:
-            return self.middleware.send_recorded(self.made[0], self.send, message)
+            return self.middleware.send_recorded(self.made[0], self.send_outside, message)
+        if message["type"] in LAST and not message.get("more_body"):
+            return self.send_outside(message)
         return self.send(message)
+
+    async def receive_outside(self) -> Message:
+        """Receive a message outside of this request's context."""
+        token = CURRENT.set(self.outer)
+        try:
+            return await self.receive()
+        finally:
+            context.put_back(token)
+
+    async def send_outside(self, message: Message) -> None:
+        """Send a message outside of this request's context."""
+        token = CURRENT.set(self.outer)
+        try:
+            await self.send(message)
+        finally:
+            context.put_back(token)
 
 
 def _is_preflight(scope: ASGIScope) -> bool:

@@ -540,3 +540,14 @@ async def test_a_recorder_that_fails_breaks_nothing(new_home, wire, monkeypatch)
     passed = await wire.exchange(metered(answering(*events, content_type="text/event-stream"), home))
     assert passed.body == b"".join(events)
     assert sum(home.failures.values()) == 2
+
+
+async def test_headers_that_can_be_read_only_once_reach_the_client(home, wire):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = ((name, value) for name, value in [(b"content-type", b"application/json"), (b"x-a", b"b")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(wire.chat()).encode()})
+
+    passed = await wire.exchange(MeteringMiddleware(app, home))
+    assert list(passed.messages[0]["headers"]) == [(b"content-type", b"application/json"), (b"x-a", b"b")]
+    assert home.books.only.usage.total == 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -17,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from llm_metering import Metering, MeteringMiddleware, Settings, from_api_key
+from llm_metering.capture import context
 from llm_metering.ledger import LedgerView
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse, StreamingResponse
@@ -221,3 +223,93 @@ def test_a_ledger_that_cannot_be_written_keeps_the_server_from_starting_and_says
         server.run()
     assert not server.started
     assert str(tmp_path / "file") in caplog.text
+
+
+class Connection:
+    """One keep-alive connection, such as a proxy has for the requests of all of its clients."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=15)
+        self._file = self._socket.makefile("rb")
+
+    def send(self, *requests: tuple[str, str, bytes]) -> None:
+        written = b""
+        for path, key, body in requests:
+            head = f"POST {path} HTTP/1.1\r\nHost: app\r\nAuthorization: Bearer {key}\r\n"
+            written += f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._socket.sendall(written)
+
+    def answer(self) -> bytes:
+        length = 0
+        while (line := self._file.readline()) not in (b"\r\n", b""):
+            name, _, value = line.lower().partition(b":")
+            length = int(value) if name == b"content-length" else length
+        return self._file.read(length)
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def shared(serve: Serve, metering: Metering) -> Iterator[Connection]:
+    """A connection to an app that is metered in one part, and uses something in another."""
+
+    async def use(request: Request) -> JSONResponse:
+        await request.body()
+        metering.record({"id": str(time.time_ns()), "usage": USAGE, "object": "chat.completion"})
+        return JSONResponse({})
+
+    async def ignore(request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    part = FastAPI()
+    part.add_route("/use", use, methods=["POST"])
+    part.add_route("/ignore", ignore, methods=["POST"])
+    app = FastAPI()
+    app.add_route("/use", use, methods=["POST"])
+    app.mount("/metered", MeteringMiddleware(part, metering))
+    with metering:
+        connection = Connection(serve(app))
+        yield connection
+        connection.close()
+
+
+LONG = b"x" * 1_000_000
+"""So much that the server stops reading, and reads on when the app asks for it or has answered."""
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "at_once"),
+    [("/metered/use", LONG, False), ("/metered/use", b"", True), ("/metered/ignore", LONG, False)],
+)
+def test_who_comes_next_on_a_connection_is_nobody_who_came_before(
+    shared, metering, folder, path, body, at_once
+):
+    first, second = (path, "ann", body), ("/use", "ben", b"{}")
+    if at_once:
+        shared.send(first, second)
+        shared.answer()
+    else:
+        shared.send(first)
+        shared.answer()
+        shared.send(second)
+    shared.answer()
+    until(lambda: None in tokens(folder))
+    by_ann = {"cus_ann": 13} if path == "/metered/use" else {}
+    assert tokens(folder) == {**by_ann, None: 13}
+
+
+def test_a_connection_that_is_used_again_and_again_holds_no_request_that_is_over(shared):
+    before = requests_alive()
+    for _ in range(20):
+        shared.send(("/metered/use", "ann", LONG), ("/metered/use", "ann", b"{}"))
+        shared.answer()
+        shared.answer()
+    assert requests_alive() - before < 10
+
+
+def requests_alive() -> int:
+    gc.collect()
+    return sum(isinstance(each, context.Request) for each in gc.get_objects())
