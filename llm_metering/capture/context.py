@@ -339,6 +339,14 @@ def put_back(token: Token[Scope | Request | None]) -> None:
         pass
 
 
+def forget_ended() -> None:
+    """Where this task was begun in the context of a request that has ended, begin with nobody's: a connection
+    would keep all requests that it ever brought."""
+    found = CURRENT.get()
+    if isinstance(found, Request) and found.over:
+        CURRENT.set(None)
+
+
 def _forget() -> None:
     """In a forked child: it begins with nobody's context. A worker of a process pool lives on after the
     request in which it happened to be started, and would bill everything to that customer."""

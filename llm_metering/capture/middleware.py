@@ -78,6 +78,7 @@ class MeteringMiddleware:
         self._hold = self._send_when_on_disk if self._holds else None
         self._marked = coroutine_marker()
         self._marked(_Request.pass_on)
+        self._marked(_Request.pass_on_outside)
         self._marked(AppAnswer.pass_on)
         self._key = f"llm_metering.{id(self._recorder):x}"
 
@@ -94,6 +95,7 @@ class MeteringMiddleware:
             or not self._home.is_started
             or (self._shapes and not self._has_room())
             or self._rejects
+            or CURRENT.get() is not None
         ):
             await self._serve(scope, receive, send)
             return
@@ -101,8 +103,13 @@ class MeteringMiddleware:
         request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
         request.middleware, request.receive, request.send = self, receive, send
         request.token = CURRENT.set(request)
+        if scope["method"] != "GET":
+            send = request.pass_on_outside
+        elif self._holds:
+            # What nearly always has no body: nothing of it is left to be read when it has been answered.
+            send = request.pass_on
         try:
-            await self.app(scope, request.receive_outside, request.pass_on)
+            await self.app(scope, request.receive_outside, send)
         finally:
             request.over = True
             if request.made:
@@ -111,7 +118,10 @@ class MeteringMiddleware:
             else:
                 # What `_leave` does, without the calls.
                 scope.pop(self._key, None)
-                context.put_back(request.token)
+                try:  # noqa: SIM105  (as long as nothing is raised this costs nothing)
+                    CURRENT.reset(request.token)
+                except ValueError:
+                    pass
 
     async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -135,6 +145,7 @@ class MeteringMiddleware:
         request = scope[self._key] = _Request()
         request.asgi, request.owner, request.made, request.over = scope, self._recorder, [], False
         request.middleware, request.receive, request.send = self, receive, send
+        context.forget_ended()
         request.token = CURRENT.set(request)
         answer = conversation = None
         receive = request.receive_outside
@@ -142,7 +153,7 @@ class MeteringMiddleware:
             if reads:
                 answer, receive, send = self._reading(request.scope(), receive, send, request.send_outside)
             else:
-                send = request.pass_on
+                send = request.pass_on_outside
                 if kind == "websocket" and self._reads:
                     conversation, send = self._conversing(request.scope(), send)
             if self._rejects and not await self._is_admitted(request.scope(), scope):
@@ -350,6 +361,12 @@ class _Request(Request):
 
         Not a coroutine of its own: where nothing is recorded it costs no more than a look.
         """
+        if self.made and self.made[0].recorded:
+            return self.middleware.send_recorded(self.made[0], self.send, message)
+        return self.send(message)
+
+    def pass_on_outside(self, message: Message) -> Awaitable[None]:
+        """As `pass_on`, and the last one outside of this request's context."""
         if self.made and self.made[0].recorded:
             return self.middleware.send_recorded(self.made[0], self.send_outside, message)
         if message["type"] in LAST and not message.get("more_body"):
