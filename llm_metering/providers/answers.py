@@ -9,6 +9,7 @@ from ..fields import first, get, is_object, items, text
 from ..usage import Reading, Usage, Written
 from .dialects import by_attributes, dialect_of
 from .numbers import UnbelievableUsage, usage_of
+from .objects import learn_object, read_object
 from .shapes import MESSAGES, Shape, shape_of
 
 
@@ -69,9 +70,14 @@ def read_answer(
     shape: Shape | None = None,
 ) -> Reading:
     """Read a decoded answer or an SDK's object; `shape` where it is known already."""
+    is_dict = type(answer) is dict
+    if not (is_dict or keep_text) and (known := read_object(answer, provider, api)) is not None:
+        return known
     shape = shape or shape_of(answer, api)
     if shape is None:
         return _unknown(answer, provider, api)
+    if not is_dict:
+        learn_object(answer)
     reported = first(answer, shape.usage)
     usage, problem = believed(reported)
     words = shape.words(answer) if keep_text or not (usage or problem) else None

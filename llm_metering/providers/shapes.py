@@ -134,7 +134,7 @@ def shape_of(answer: Any, api: str | None = None) -> Shape | None:
         answer: A mapping or an SDK's object.
         api: Decides where the answer itself does not.
     """
-    shape = _BY_OBJECT.get(_str(get(answer, "object"))) or _BY_TYPE.get(_str(get(answer, "type")))
+    shape = named_shape(get(answer, "object"), get(answer, "type"))
     if shape is not None:
         return _list_shape(answer) if shape is EMBEDDINGS else shape
     choices = get(answer, "choices")
@@ -147,6 +147,11 @@ def shape_of(answer: Any, api: str | None = None) -> Shape | None:
         if all(dig(answer, path) is not None for path in signs):
             return shape
     return BY_API.get(api) if api is not None else None
+
+
+def named_shape(object: Any, type: Any) -> Shape | None:
+    """The shape of an answer that calls itself so; a list may be of anything."""
+    return _BY_OBJECT.get(_str(object)) or _BY_TYPE.get(_str(type))
 
 
 def _list_shape(answer: Any) -> Shape | None:
