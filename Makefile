@@ -14,7 +14,7 @@ POOLER ?= pgbouncer
 POOLER_BIN ?= /usr/sbin/pgbouncer
 WAITS ?= 0 10 30
 
-.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest adapters system clean
+.PHONY: help demo test quick again lint types format bench simulate mutants soak fuzz oldest sdks adapters system clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -72,6 +72,13 @@ oldest: ## The middleware's tests under the oldest FastAPI and Starlette, in .ve
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compression]' $(OLDEST) \
 	  asgiref httpx hypothesis openai pytest pytest-timeout requests trio uvicorn websockets wsproto zstandard
 	.venv-oldest/bin/python -m pytest -q tests/capture/server
+
+OLDEST_SDKS ?= 'openai==1.50.*' 'anthropic==0.40.*' 'httpx==0.27.*'  # later ones of httpx are not known to these
+sdks: ## The tests of wrapped clients with the oldest SDKs of OpenAI and Anthropic, in .venv-oldest-sdks
+	$(PYTHON) -m venv .venv-oldest-sdks
+	.venv-oldest-sdks/bin/python -m pip install --quiet --disable-pip-version-check --editable . $(OLDEST_SDKS) \
+	  httpx2 hypothesis pytest pytest-timeout requests trio uvicorn
+	.venv-oldest-sdks/bin/python -m pytest -q tests/capture/test_*.py tests/providers
 
 # Each in an environment of its own: they want different SDKs beneath. The extras' bounds in pyproject.toml say the same.
 OLDEST_LANGCHAIN ?= 'langchain-core==1.0.*'

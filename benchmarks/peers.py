@@ -10,7 +10,7 @@ The client is OpenAI's own. Once it answers at once, from its `request` method, 
 seen; once through the whole SDK, over a transport in memory, whose own work is many times as much. A chunk is
 a stream's whole cost, divided by its chunks.
 
-    pip install tokenfin token-usage-analytics lago-agent-sdk
+    pip install tokenfin token-usage-analytics
     pip install opentelemetry-instrumentation-openai-v2 opentelemetry-sdk httpx
     python benchmarks/peers.py [--rounds 25]
 
@@ -91,13 +91,6 @@ def _token_usage_analytics(folder: str, server: str) -> tuple[Wrap, Flush]:
     return usage.wrap, usage.flush
 
 
-def _lago(folder: str, server: str) -> tuple[Wrap, Flush]:
-    from lago_agent_sdk import LagoSDK
-
-    sdk = LagoSDK(api_key="k", api_url=f"{server}/api/v1", default_subscription_id="sub")
-    return sdk.wrap, sdk.flush
-
-
 def _opentelemetry(folder: str, server: str) -> tuple[Wrap, Flush]:
     from opentelemetry.instrumentation.openai_v2 import OpenAIInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
@@ -118,7 +111,6 @@ PEERS = {
     "ours": Peer("llm_metering", _ours),
     "tokenfin": Peer("tokenfin", _tokenfin, "tokenfin"),
     "tua": Peer("ai_metering", _token_usage_analytics, "token-usage-analytics", counts_streams=False),
-    "lago": Peer("lago_agent_sdk", _lago, "lago-agent-sdk"),
     "otel": Peer(
         "opentelemetry.instrumentation.openai_v2",
         _opentelemetry,
@@ -207,7 +199,6 @@ def _stub_client() -> Any:
         def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
             return Chunks(cast_to=cast_to, response=httpx2.Response(200), client=self) if stream else answer
 
-    Client.__module__ = openai.OpenAI.__module__  # lago wants to know whose it is
     return Client(api_key="k", base_url="http://provider.local/v1")
 
 

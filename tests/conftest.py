@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import pkgutil
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +28,24 @@ def _no_thread_is_left() -> Iterator[None]:
     for thread in left:
         thread.join(2)
     assert not {thread.name for thread in left if thread.is_alive()}
+
+
+_COMPLETE = {"openai": 3, "anthropic": 1}
+"""SDKs of these major versions, which the `sdks` extra installs, have everything that tests use."""
+
+
+@pytest.fixture(autouse=True)
+def _the_sdk_has_what_is_needed(request: pytest.FixtureRequest) -> None:
+    """Skip where an older SDK lacks what the test names in `@pytest.mark.needs`."""
+    for marker in request.node.iter_markers("needs"):
+        for path in marker.args:
+            try:
+                pkgutil.resolve_name(path)
+            except (ImportError, AttributeError):
+                sdk = path.partition(".")[0]
+                installed = version(sdk)
+                assert int(installed.partition(".")[0]) < _COMPLETE[sdk], f"{path} is gone"
+                pytest.skip(f"{sdk} {installed} has no {path}")
 
 
 _LOGGERS = [logging.getLogger(name) for name in (None, "llm_metering", "llm_metering.sandbox")]

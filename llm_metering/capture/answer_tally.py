@@ -22,6 +22,9 @@ STREAMS = frozenset((*STREAMED, FRAMED))
 QUICK = 16 * 1024
 """So many bytes of events are decoded in less than a millisecond."""
 
+QUICK_WHOLE = 256 * 1024
+"""And so many of an answer that is one object."""
+
 _CALL_KEYS = (b'"model"', b'"messages"', b'"contents"', b'"prompt"', b'"input"')
 
 
@@ -89,8 +92,8 @@ class AnswerTally:
 
     @property
     def is_slow(self) -> bool:
-        """Whether what came of a stream has to be decoded, and is too much for the event loop."""
-        return self.is_stream and self._wire.left_to_decode > QUICK
+        """Whether what came has to be decoded, and is too much for the event loop."""
+        return self._wire.left_to_decode > (QUICK if self.is_stream else QUICK_WHOLE)
 
     @property
     def body(self) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..providers.headers import with_headers
 from ..providers.wire import read_known
 from ..usage import Reading
-from .answer_tally import STREAMS, AnswerTally
+from .answer_tally import QUICK_WHOLE, STREAMS, AnswerTally
 from .bodies import KeptBody
 from .client_routes import model_of
 from .context import is_on_disk
@@ -19,6 +19,7 @@ from .waiting import asyncio_loop
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
+    from ..protocols import Ticket
     from .context import Scope
     from .lifespan import Message, Send
     from .recorder import Recorder
@@ -193,6 +194,9 @@ class AppAnswer:
             if (tap := self._tap) is not None:
                 self._finish_stream(tap, complete)
             elif not self._is_covered():
+                if self._is_slow():
+                    self._recorder.later(self._scope, self._read_and_record, self._api)
+                    return
                 self._record(self._result())
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
@@ -214,12 +218,16 @@ class AppAnswer:
 
     def _go_on(self, chunk: bytes) -> None:
         """There is more of it."""
+        self.feed = self._in_pieces().feed
+        self.feed(chunk)
+
+    def _in_pieces(self) -> AnswerTally:
+        """Leave what came in one piece so far to a tally."""
         whole, self._whole = self._whole, None
         self._tally = tally = self._new_tally()
-        self.feed = tally.feed
         if whole is not None:
             tally.feed(whole)
-        tally.feed(chunk)
+        return tally
 
     def _begin(self, chunk: bytes) -> None:
         """The first bytes: from here on there is something to record."""
@@ -258,15 +266,35 @@ class AppAnswer:
         )
 
     def _result(self) -> Reading:
-        whole = self._whole
-        if whole is None:
-            return Reading() if self._tally is None else self._tally.result()
-        if len(whole) <= self._recorder.settings.max_body_bytes and (known := read_known(whole)) is not None:
+        known = self._known()
+        if known is not None:
             return known
-        tally = self._new_tally()
-        tally.feed(whole)
-        reading = tally.result()
+        tally = self._in_pieces() if self._whole is not None else self._tally
+        reading = Reading() if tally is None else tally.result()
         return reading if self._is_sure else with_headers(reading, _texts(self._headers))
+
+    def _known(self) -> Reading | None:
+        """The reading of an answer that came in one piece and is of a form that has been seen."""
+        whole = self._whole
+        if whole is None or len(whole) > self._recorder.settings.max_body_bytes:
+            return None
+        return read_known(whole)
+
+    def _is_slow(self) -> bool:
+        """Whether a whole answer is too long for the event loop, and no adapter waits to hear of it."""
+        if self._whole is not None and len(self._whole) > QUICK_WHOLE and self._known() is None:
+            self._in_pieces()
+        tally = self._tally
+        return tally is not None and tally.is_slow and not self._scope.is_listened_to
+
+    def _read_and_record(self) -> Ticket | None:
+        try:
+            return self._record(self._result())
+        except Exception as exc:
+            self._recorder.telemetry.failure("middleware.read", exc)
+            return None
+        finally:
+            self._tally = None
 
     def _finish_stream(self, tap: StreamTap, complete: bool) -> None:
         if self._tally is not None:
@@ -296,13 +324,13 @@ class AppAnswer:
             self.look(is_due=True)
             self._look_after(self._recorder.settings.progress_every_s)
 
-    def _record(self, reading: Reading) -> None:
+    def _record(self, reading: Reading) -> Ticket | None:
         if reading.provider or reading.usage or reading.problem:
             asked = None if self._request is None else self._request.bytes()
             is_of_use, lasting = standing(reading, self._body())
             if not is_of_use or (self._is_lookup and lasting is None):
-                return
-            self._recorder.record(
+                return None
+            return self._recorder.record(
                 reading,
                 surface="middleware",
                 id=lasting,
@@ -311,6 +339,7 @@ class AppAnswer:
                 model=model_of(self._path) if reading.model is None else None,
                 scope=self._scope,
             )
+        return None
 
     def _body(self) -> bytes:
         """All of the answer, as far as it is kept."""

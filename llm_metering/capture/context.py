@@ -165,6 +165,12 @@ class Scope:
         return root.seen
 
     @property
+    def is_listened_to(self) -> bool:
+        """Whether an adapter has a call under way, which has to know at its end what was recorded."""
+        seen = self.root.seen
+        return seen is not None and bool(seen.listeners)
+
+    @property
     def streams(self) -> list[OpenStream]:
         """The streams that were opened in it and are not finished."""
         if not self.opened:

@@ -156,6 +156,29 @@ class Recorder:
             self.telemetry.failure("capture.record", exc)
             return None
 
+    def later(self, scope: Scope, record: Callable[[], Ticket | None], api: str | None = None) -> LateTicket:
+        """Have `record` called on the counter's thread. Takes no lock; the request waits for it all the same.
+
+        Args:
+            scope: Whose answer it is.
+            record: Reads what takes long to read, and records it.
+            api: What kind of answer it is.
+        """
+        late = LateTicket()
+        root = scope.root
+        if root.tickets is None:
+            root.tickets = []
+        root.tickets.append(late)
+        # Counted from now on, so that nothing round it counts the same text.
+        scope.note_recorded(api)
+
+        def job() -> None:
+            ticket = record()
+            late.fail(None) if ticket is None else late.follow(ticket)
+
+        self.counter.later(job)
+        return late
+
     def is_new(self, reading: Reading, surface: Surface, scope: Scope) -> bool:
         """Note that `surface` saw this answer; False where another has counted it."""
         if reading.response_id is None:

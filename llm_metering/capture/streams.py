@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..usage import NOTHING, Reading, Surface, Usage
 from .collecting import is_collecting, watch
 from .estimates import rough_tokens
-from .waiting import LateTicket
 
 if TYPE_CHECKING:
     from ..protocols import Ticket
@@ -149,7 +148,7 @@ class StreamTap:
             return self._finish_later(complete)
         if not complete and self.hold is not None and self.hold():
             return None
-        if not here and getattr(self.tally, "is_slow", False) and not self._is_listened_to():
+        if not here and getattr(self.tally, "is_slow", False) and not self.scope.is_listened_to:
             return self._finish_later(complete)
         with self._lock:
             if self._finished:
@@ -163,29 +162,11 @@ class StreamTap:
         finally:
             self.scope.note_finished(self)
 
-    def _is_listened_to(self) -> bool:
-        """Whether an adapter has a call under way, which has to know at its end what was recorded."""
-        seen = self.scope.root.seen
-        return seen is not None and bool(seen.listeners)
-
     def _finish_later(self, complete: bool) -> Ticket | None:
         """Finish on the counter's thread. Takes no lock; the request waits for the record all the same."""
         if self._finished or not self._began or self._process != getpid():
             return None
-        late = LateTicket()
-        root = self.scope.root
-        if root.tickets is None:
-            root.tickets = []
-        root.tickets.append(late)
-        # Counted from now on, so that nothing round it counts the same text.
-        self.scope.note_recorded()
-
-        def job() -> None:
-            ticket = self.finish(complete, here=True)
-            late.fail(None) if ticket is None else late.follow(ticket)
-
-        self._recorder.counter.later(job)
-        return late
+        return self._recorder.later(self.scope, lambda: self.finish(complete, here=True))
 
     def discard(self) -> None:
         """Record nothing: somebody else counted this stream. Its progress row goes."""

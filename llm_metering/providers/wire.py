@@ -99,8 +99,9 @@ class WireTally:
 
     @property
     def left_to_decode(self) -> int:
-        """How many bytes of a stream `result` has to decode, because no usage was found in them."""
-        return self._body.left_to_decode if type(self._body) is WireEvents else 0
+        """How many bytes `result` has to decode, because no usage was found in them so far."""
+        body = self._body
+        return body.left_to_decode if type(body) is WireEvents or type(body) is _Json else 0
 
     @property
     def body(self) -> bytes:
@@ -142,7 +143,7 @@ class WireTally:
 class _Json:
     """A whole answer in JSON."""
 
-    __slots__ = ("_api", "_head", "_keep_text", "_max", "_provider", "_size", "_tail", "chunks")
+    __slots__ = ("_api", "_head", "_keep_text", "_max", "_provider", "_read", "_size", "_tail", "chunks")
 
     complete = False
     failed = False
@@ -157,6 +158,8 @@ class _Json:
         self._size = 0
         self._head = b""
         self._tail: list[bytes] | None = None
+        self._read: Reading | None = None
+        """What both ends said of the whole, once they were looked at."""
 
     def feed(self, chunk: bytes) -> None:
         self._size += len(chunk)
@@ -179,14 +182,24 @@ class _Json:
                 api=self._api,
                 problem=f"the answer is longer than {self._max} bytes and was not read",
             )
-        if len(self.chunks) != 1:
-            self.chunks = [b"".join(self.chunks)]
-        body = self.chunks[0]
-        found = None if self._keep_text else self._quick(body, body)
+        found = self._at_the_ends()
         if found is not None:
             return found
+        body = self.chunks[0]
         reading = read_response(body, provider=self._provider, api=self._api, keep_text=self._keep_text)
         return self._as_events(body) or reading if reading.problem is not None else reading
+
+    @property
+    def left_to_decode(self) -> int:
+        """The whole length, where both ends do not tell everything; to be asked once all of it came."""
+        return self._size if self._tail is None and self._at_the_ends() is None else 0
+
+    def _at_the_ends(self) -> Reading | None:
+        if len(self.chunks) != 1:
+            self.chunks = [b"".join(self.chunks)]
+        if self._read is None and not self._keep_text:
+            self._read = self._quick(self.chunks[0], self.chunks[0])
+        return self._read
 
     def _as_events(self, body: bytes) -> Reading | None:
         """The reading of a stream that called itself JSON, as some proxies have it; None if it is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import openai
 import pytest
 from llm_metering import counting
 from llm_metering.capture.counter import Counter
@@ -17,6 +19,9 @@ from llm_metering.capture.recorder import Recorder
 from llm_metering.capture.waiting import LateTicket
 from llm_metering.settings import Settings
 from llm_metering.usage import UsageRecord
+
+OPENAI_HTTP: Any = importlib.import_module("httpx" if int(openai.__version__.split(".")[0]) < 3 else "httpx2")
+"""What OpenAI's SDK is built on."""
 
 
 class MemorySink:

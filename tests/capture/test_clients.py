@@ -221,6 +221,7 @@ def test_a_dropped_client_can_be_collected(make, bench, provider, said):
 # Other APIs.
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_embeddings_completions_and_responses_are_recorded(make, bench, provider, said):
     client = wrap(make("OpenAI"), bench.recorder)
     provider.json(said.embeddings())
@@ -237,6 +238,9 @@ def test_embeddings_completions_and_responses_are_recorded(make, bench, provider
     assert all(record.provenance == "reported" for record in bench.records)
 
 
+@pytest.mark.needs(
+    "openai.types.responses.InputTokenCountResponse", "anthropic.resources.messages.Messages.count_tokens"
+)
 def test_what_brings_no_usage_records_nothing(make, bench, provider):
     claude, chat = wrap(make("Anthropic"), bench.recorder), wrap(make("OpenAI"), bench.recorder)
     provider.json({"input_tokens": 2095})
@@ -363,6 +367,7 @@ def test_the_scope_of_the_call_names_the_customer(make, bench, provider, said):
 # Background responses.
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_a_background_response_is_recorded_when_it_is_retrieved_done_and_once(make, bench, provider, said):
     client = wrap(make("OpenAI"), bench.recorder)
     for status in ("queued", "in_progress"):
@@ -376,6 +381,7 @@ def test_a_background_response_is_recorded_when_it_is_retrieved_done_and_once(ma
     assert (record.id, record.usage.total) == ("background-resp_1", 39)
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_retrieving_an_ordinary_response_records_nothing(make, bench, provider, said):
     client = wrap(make("OpenAI"), bench.recorder)
     provider.json(said.responses())
@@ -385,6 +391,7 @@ def test_retrieving_an_ordinary_response_records_nothing(make, bench, provider, 
     bench.only()
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_a_failed_response_is_recorded_only_with_what_it_reports(make, bench, provider, said):
     client = wrap(make("OpenAI"), bench.recorder)
     error = {"code": "server_error", "message": "No."}

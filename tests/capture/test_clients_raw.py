@@ -87,6 +87,7 @@ def test_a_raw_stream_counts_and_hides_the_usage_we_asked_for(chat, bench, provi
     assert (bench.only().usage.total, bench.only().provenance) == (25, "reported")
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_a_raw_background_response_is_recorded_like_any_other(chat, bench, provider, said):
     provider.json(said.responses(status="queued", background=True, usage=None, output=[]))
     provider.json(said.responses(background=True))
@@ -177,6 +178,7 @@ class City(pydantic.BaseModel):
     name: str
 
 
+@pytest.mark.needs("openai.resources.responses", "openai.resources.chat.completions.Completions.parse")
 def test_parse_helpers_count(chat, bench, provider, said):
     provider.json(said.chat('{"name": "Paris"}'))
     provider.json(said.responses('{"name": "Paris"}'))
@@ -187,6 +189,7 @@ def test_parse_helpers_count(chat, bench, provider, said):
     assert [record.usage.total for record in bench.records] == [25, 39]
 
 
+@pytest.mark.needs("anthropic.resources.messages.Messages.parse")
 def test_the_anthropic_parse_helper_counts(claude, bench, provider, said):
     provider.json(said.message('{"name": "Paris"}'))
     answer = claude.messages.parse(**CLAUDE, output_format=City)
@@ -194,6 +197,7 @@ def test_the_anthropic_parse_helper_counts(claude, bench, provider, said):
     assert bench.only().usage.total == 168
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.parse")
 def test_async_parse_helpers_count(bench, provider, said, run_async):
     provider.json(said.chat('{"name": "Paris"}'))
 
@@ -204,6 +208,7 @@ def test_async_parse_helpers_count(bench, provider, said, run_async):
     assert bench.only().usage.total == 25
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.parse")
 def test_an_answer_that_cannot_be_parsed_was_paid_for_and_the_error_is_the_same(bench, provider, said):
     provider.json(said.chat('{"city": "Paris"}'))
     raised = []
@@ -218,6 +223,7 @@ def test_an_answer_that_cannot_be_parsed_was_paid_for_and_the_error_is_the_same(
     assert bench.only().usage.total == 25
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.parse")
 def test_an_answer_cut_by_its_length_was_paid_for(chat, bench, provider, said):
     body = said.chat('{"na')
     body["choices"][0]["finish_reason"] = "length"

@@ -97,6 +97,7 @@ def test_a_stream_as_a_context_manager_by_next_and_in_a_loop_counts_the_same(cha
     assert bench.only().usage.total == 25
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_responses_streams_are_recorded(chat, bench, provider, said):
     provider.events(said.responses_events())
     events = list(chat.responses.create(model="gpt-4o-mini", input="Hello", stream=True))
@@ -228,6 +229,7 @@ def test_whole_answers_are_asked_for_nothing_more(chat, bench, provider, said):
 # How providers report.
 
 
+@pytest.mark.needs("openai.types.ImageGenStreamEvent")
 def test_streamed_pictures_and_transcriptions_count_what_their_last_event_reports(chat, bench, provider):
     usage = {"total_tokens": 110, "input_tokens": 10, "output_tokens": 100}
     done = {"type": "image_generation.completed", "b64_json": "", "usage": usage}
@@ -500,6 +502,7 @@ def test_a_request_that_ends_first_leaves_a_progress_row(chat, bench, provider, 
     assert bench.only().usage.output_total == counted("Hello there, friend.")
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_a_background_stream_that_is_broken_off_is_left_to_whoever_retrieves_it(chat, bench, provider, said):
     provider.events(said.responses_events(background=True))
     ask: Any = {"model": "gpt-4o-mini", "input": "Hello", "background": True, "stream": True}
@@ -518,6 +521,7 @@ def test_a_background_stream_that_is_broken_off_is_left_to_whoever_retrieves_it(
 # The SDKs' helpers.
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.stream")
 def test_the_chat_stream_helper_counts_and_shows_what_it_showed(chat, bench, provider, said):
     provider.events(said.chat_events())
     with chat.chat.completions.stream(model="gpt-4o-mini", messages=MESSAGES) as stream:
@@ -529,6 +533,7 @@ def test_the_chat_stream_helper_counts_and_shows_what_it_showed(chat, bench, pro
     assert bench.only().usage.total == 25
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.stream")
 def test_leaving_the_chat_stream_helper_bills_what_came(chat, bench, provider, said):
     provider.events(said.chat_events())
     with chat.chat.completions.stream(model="gpt-4o-mini", messages=MESSAGES) as stream:
@@ -538,6 +543,7 @@ def test_leaving_the_chat_stream_helper_bills_what_came(chat, bench, provider, s
     partial(bench, "Hello there,")
 
 
+@pytest.mark.needs("anthropic.resources.beta.messages.Messages.stream")
 def test_the_messages_stream_helper_counts(claude, bench, provider, said):
     provider.events(said.message_events())
     options = {name: value for name, value in CLAUDE.items() if name != "stream"}
@@ -550,6 +556,7 @@ def test_the_messages_stream_helper_counts(claude, bench, provider, said):
     assert [record.usage.total for record in bench.records] == [168, 168]
 
 
+@pytest.mark.needs("openai.resources.responses")
 def test_the_responses_stream_helper_counts(chat, bench, provider, said):
     provider.events(said.responses_events())
     with chat.responses.stream(model="gpt-4o-mini", input="Hello") as stream:
@@ -557,6 +564,7 @@ def test_the_responses_stream_helper_counts(chat, bench, provider, said):
     assert bench.only().usage.total == 39
 
 
+@pytest.mark.needs("openai.resources.chat.completions.Completions.stream")
 def test_async_helpers_count(bench, provider, said, run_async):
     provider.events(said.chat_events())
     provider.events(said.message_events())

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import pytest
 from anthropic import Anthropic
 from llm_metering import counting
@@ -14,7 +13,7 @@ from llm_metering.capture.clients import wrap
 from llm_metering.capture.transport import MeteringTransport
 from openai import OpenAI
 
-from .conftest import Bench, ProviderStub, Said
+from .conftest import OPENAI_HTTP, Bench, ProviderStub, Said
 
 MESSAGES: Any = [{"role": "user", "content": "Say hello."}]
 ASK: Any = {"model": "gpt-4o-mini", "messages": MESSAGES}
@@ -94,7 +93,7 @@ def test_an_answer_that_an_sdk_asks_for_again_counts_once(
     provider.raw(b"", chunks=[body[:-200]], hang_up=True, headers=ids)
     provider.json(said.chat(), **ids)
     transport = None if by == "client" else MeteringTransport(bench)  # type: ignore[arg-type]
-    with httpx2.Client(transport=transport) as http:
+    with OPENAI_HTTP.Client(transport=transport) as http:
         client = OpenAI(api_key="k", base_url=provider.origin, max_retries=3, http_client=http)
         (client if by == "transport" else wrap(client, bench.recorder)).chat.completions.create(**ASK)
     bench.drain()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -323,6 +324,8 @@ def test_every_recorded_exchange_counts_exactly_through_its_wrapped_sdk(
     name: str, sdk: Any, bench: Bench, provider: ProviderStub
 ) -> None:
     rows = exchanges(name)
+    if sdk is openai and importlib.util.find_spec("openai.types.responses") is None:
+        rows = [row for row in rows if row["api"] != "responses"]  # the oldest SDK has none
     try:
         call = sdk(provider.origin, bench)
     except ModuleNotFoundError as exc:

@@ -16,7 +16,7 @@ from llm_metering.capture.clients import wrap
 from llm_metering.capture.transport import MeteringTransport
 from openai import OpenAI
 
-from .conftest import Bench, ProviderStub, Reply, Said
+from .conftest import OPENAI_HTTP, Bench, ProviderStub, Reply, Said
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -25,7 +25,7 @@ MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 def test_what_a_wrapped_client_sends_through_the_transport_counts_once(
     kind: str, bench: Bench, provider: ProviderStub, said: type[Said]
 ) -> None:
-    with httpx2.Client(transport=MeteringTransport(bench)) as http:  # type: ignore[arg-type]
+    with OPENAI_HTTP.Client(transport=MeteringTransport(bench)) as http:  # type: ignore[arg-type]
         client = wrap(OpenAI(api_key="k", base_url=provider.origin, http_client=http), bench.recorder)
         for _ in range(2):  # the same id twice, as of a stub or a cache, is two answers
             if kind == "embeddings":
@@ -48,7 +48,7 @@ def test_a_client_that_is_not_wrapped_counts_through_the_transport(
     bench: Bench, provider: ProviderStub, said: type[Said]
 ) -> None:
     provider.json(said.chat())
-    with httpx2.Client(transport=MeteringTransport(bench, feature="x")) as http:  # type: ignore[arg-type]
+    with OPENAI_HTTP.Client(transport=MeteringTransport(bench, feature="x")) as http:  # type: ignore[arg-type]
         OpenAI(api_key="k", base_url=provider.origin, http_client=http).chat.completions.create(
             model="m", messages=MESSAGES
         )

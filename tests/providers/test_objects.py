@@ -31,6 +31,15 @@ MESSAGE: dict[str, Any] = {
     "content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn",
     "usage": {"input_tokens": 12, "cache_read_input_tokens": 3, "output_tokens": 9},
 }  # fmt: skip
+ANSWERS = [
+    pytest.param(
+        CHAT, id="chat", marks=pytest.mark.needs("openai.types.completion_usage.PromptTokensDetails")
+    ),
+    pytest.param(RESPONSE, id="response", marks=pytest.mark.needs("openai.types.responses")),
+    pytest.param(
+        MESSAGE, id="message", marks=pytest.mark.needs("anthropic.types.CacheControlEphemeralParam")
+    ),
+]
 NUMBERS = (0, 1, 7, 45, 2**63 - 1, 2**63, -1, True, None, 1.0, "7", [], {"cached_tokens": 2})
 
 
@@ -48,11 +57,12 @@ def built(answer):
 
         return _models.construct_type(type_=Message, value=answer)
     from openai import _models  # type: ignore[no-redef]
-    from openai.types.chat import ChatCompletion
-    from openai.types.responses import Response
 
-    kind = Response if answer["object"] == "response" else ChatCompletion
-    return _models.construct_type(type_=kind, value=answer)
+    if answer["object"] == "response":
+        from openai.types.responses import Response as Kind
+    else:
+        from openai.types.chat import ChatCompletion as Kind  # type: ignore[assignment]
+    return _models.construct_type(type_=Kind, value=answer)
 
 
 def by_name(answer, monkeypatch):
@@ -71,7 +81,7 @@ def changed(value, choose):
     return made
 
 
-@pytest.mark.parametrize("answer", [CHAT, RESPONSE, MESSAGE], ids=["chat", "response", "message"])
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_a_known_layout_is_read_as_it_is_name_by_name(answer, monkeypatch):
     choose = random.Random(11)
     known = 0
@@ -84,7 +94,7 @@ def test_a_known_layout_is_read_as_it_is_name_by_name(answer, monkeypatch):
     assert known > 100
 
 
-@pytest.mark.parametrize("answer", [CHAT, RESPONSE, MESSAGE], ids=["chat", "response", "message"])
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_the_second_answer_of_a_layout_is_read_by_it(answer):
     first, second = built(answer), built({**answer, "id": "other", "model": "another"})
     assert objects.read_object(first, None, None) is None

@@ -45,6 +45,7 @@ def built(provider: str, kind: Any, value: Any) -> Any:
 COMPATIBLE = ("openai", "azure-openai", "groq", "mistral", "deepseek", "together", "anthropic")
 
 
+@pytest.mark.needs("openai.types.responses")
 @pytest.mark.parametrize("provider", COMPATIBLE)
 def test_objects_of_the_sdks_are_read_as_their_json_is(
     exchanges: dict[str, list[Row]], provider: str
@@ -84,6 +85,7 @@ def named(event: Row) -> str:
     return kind if kind.endswith("delta") else f"{kind}.{event.get('status') or 'created'}"
 
 
+@pytest.mark.needs("openai.lib.streaming.chat.ChatCompletionStreamState")
 def test_the_chat_stream_helper_is_read_once() -> None:
     from openai.lib.streaming.chat import ChatCompletionStreamState
     from openai.types.chat import ChatCompletionChunk

@@ -138,10 +138,13 @@ async def test_the_path_names_the_model_where_nothing_else_does(new_home, wire):
     assert home.books.only.model == "us.amazon.nova-micro-v1:0"
 
 
-async def test_bedrocks_headers_are_read_where_the_vendors_body_says_nothing(new_home, wire):
+@pytest.mark.parametrize(
+    "chunks", [[b'{"outputs": [{"text": "Hi"}]}'], [b'{"outputs": [{"te', b'xt": "Hi"}]}']]
+)
+async def test_bedrocks_headers_are_read_where_the_vendors_body_says_nothing(new_home, wire, chunks):
     home = new_home(customer="cus_x")
     counts = ((b"X-Amzn-Bedrock-Input-Token-Count", b"7"), (b"x-amzn-bedrock-output-token-count", b"2"))
-    app = MeteringMiddleware(serving("application/json", [b'{"outputs": [{"text": "Hi"}]}'], *counts), home)
+    app = MeteringMiddleware(serving("application/json", chunks, *counts), home)
     await wire.exchange(app, "/model/mistral.mistral-7b-instruct-v0:2/invoke", b'{"prompt": "Hello"}')
     record = home.books.only
     assert (record.usage, record.provider) == (Usage(input=7, output=2), "bedrock")
