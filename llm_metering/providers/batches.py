@@ -7,13 +7,19 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .._values import dataclass
-from ..fields import dig, get, text
+from ..fields import dig, get, items, text
 from ..usage import Reading
 from .answers import read_response
 
-_ANSWERS = (("response", "body"), ("result", "message"), ("response",), ("modelOutput",))
-"""Where a line holds the answer: OpenAI, Azure, Groq, Together and Mistral; Anthropic; Gemini; Bedrock."""
-_NAMES = ("custom_id", "key", "recordId")
+_ANSWERS = (
+    ("response", "body"),  # OpenAI, Azure, Groq, Together, Mistral
+    ("result", "message"),  # Anthropic
+    ("response",),  # Gemini, Vertex
+    ("modelOutput",),  # Bedrock
+    ("batch_result", "response", "chat_get_completion"),  # xAI
+)
+"""Where a line holds the answer."""
+_NAMES = (("custom_id",), ("key",), ("recordId",), ("metadata", "key"), ("batch_request_id",))
 _FAILED = frozenset(("errored", "canceled", "expired"))
 
 
@@ -22,7 +28,7 @@ class BatchResult:
     """One call of a batch."""
 
     name: str | None
-    """What the caller named it: `custom_id`, `key` or `recordId`."""
+    """What the caller named it: `custom_id`, `key` or `recordId`; None where there is no name (Vertex)."""
     id: str
     """The same whenever the file is read: record it under this, and it is billed once."""
     reading: Reading
@@ -40,8 +46,10 @@ def read_batch(lines: Iterable[str | bytes] | str | bytes) -> Iterator[BatchResu
     Args:
         lines: The file's lines, or all of its text.
     """
-    if isinstance(lines, (str, bytes)):
-        lines = lines.splitlines()
+    if isinstance(lines, str):
+        lines = lines.split("\n")  # JSON may hold what `splitlines` takes for a line's end
+    elif isinstance(lines, bytes):
+        lines = lines.split(b"\n")
     for number, line in enumerate(lines):
         if line.strip():
             found = _result(line, number)
@@ -54,14 +62,22 @@ def _result(line: str | bytes, number: int) -> BatchResult | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         problem = "a line of the batch is not JSON, or was cut short"
-        return BatchResult(None, f"batch-line-{number}", Reading(problem=problem))
-    name = next((found for key in _NAMES if (found := text(get(row, key))) is not None), None)
+        return BatchResult(None, f"batch-{_fingerprint(line, number)}", Reading(problem=problem))
     answer = _answer(row)
     if answer is None:
         return None
+    name = next((found for path in _NAMES if (found := text(dig(row, path))) is not None), None)
     reading = read_response(answer)
-    own = text(get(row, "id")) or reading.response_id or f"{name}-{number}"
+    own = text(get(row, "id")) or reading.response_id or _fingerprint(line, number)
     return BatchResult(name, f"batch-{own}", reading)
+
+
+def _fingerprint(line: str | bytes, number: int) -> str:
+    """What tells a line without an id from those of other files: callers name their calls alike in each."""
+    import hashlib  # few need it
+
+    content = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
+    return f"{number}-{hashlib.sha256(content.strip()).hexdigest()[:32]}"
 
 
 def _answer(row: Any) -> Any:
@@ -70,4 +86,6 @@ def _answer(row: Any) -> Any:
     status = dig(row, ("response", "status_code"))
     if type(status) is int and not 200 <= status < 300:
         return None
-    return next((found for path in _ANSWERS if isinstance(found := dig(row, path), dict)), None)
+    if isinstance(row, dict) and items(row.get("predictions")):
+        return row  # Vertex' embeddings
+    return next((found for path in _ANSWERS if isinstance(found := dig(row, path), dict) and found), None)

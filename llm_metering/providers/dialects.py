@@ -85,6 +85,7 @@ _OPENAI_NAMES: Names = {
     "completion_token_details": _OPENAI_OUTPUT_DETAILS,  # Writer
     "prompt_cache_hit_tokens": _CACHED,  # DeepSeek
     "cached_tokens": _CACHED,  # Moonshot
+    "num_cached_tokens": _CACHED,  # Mistral
     "cache_read_input_tokens": _CACHED,  # LiteLLM adds Anthropic's to prompt_tokens
     "cache_creation_input_tokens": _WRITTEN,
     "reasoning_tokens": _REASONING,  # SGLang
@@ -129,6 +130,7 @@ ANTHROPIC_OR_RESPONSES = Dialect(
         # OpenAI's Responses, images, transcriptions and Realtime: parts of the input.
         "input_tokens_details": _OPENAI_INPUT_DETAILS,
         "input_token_details": _OPENAI_INPUT_DETAILS,
+        "prompt_tokens_details": _OPENAI_INPUT_DETAILS,  # Alibaba's own API
         "output_tokens_details": {**_OPENAI_OUTPUT_DETAILS, "thinking_tokens": _REASONING},
         "output_token_details": _OPENAI_OUTPUT_DETAILS,
         # Anthropic's Messages: beside the input.

@@ -150,8 +150,9 @@ def responses(tally: StreamTally, event: Any) -> None:
 
 
 _RESPONSE_ENDS = frozenset(
-    ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+    ("response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done")
 )
+"""Gateways, OpenRouter's among them, say "done"."""
 
 
 def _responses_delta(tally: StreamTally, kind: str, e: Mapping[str, Any]) -> None:

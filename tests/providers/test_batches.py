@@ -66,6 +66,7 @@ def test_a_line_gives_the_caller_s_name_the_usage_and_an_id_that_never_changes(p
         {"custom_id": "a", "result": {"type": "errored", "error": {"type": "overloaded"}}},
         {"custom_id": "a", "result": {"type": "expired"}},
         {"key": "a", "error": {"code": 13}},
+        {"status": "Bad Request: no", "request": {}, "response": {}},
         {"custom_id": "a"}, {}, [], 7,
     ],
 )  # fmt: skip
@@ -77,7 +78,48 @@ def test_a_line_that_cannot_be_read_is_a_problem_and_the_others_are_read() -> No
     good = json.dumps(LINES["openai"][0])
     results = list(read_batch(f'{good}\n{{"custom_id": "b", "resp\n{good}'))
     assert [result.reading.problem is None for result in results] == [True, False, True]
-    assert results[1].id == "batch-line-1"
+    assert results[1].id.startswith("batch-1-")
+
+
+LLAMA = {"generation": "Hi", "prompt_token_count": 9, "generation_token_count": 2}
+EMBEDDED = [{"embeddings": {"values": [0.5], "statistics": {"token_count": 9, "truncated": False}}}]
+WITHOUT_AN_ID = {
+    "bedrock": ({"recordId": "a", "modelOutput": LLAMA}, "a"),
+    "gemini, inline": ({"metadata": {"key": "a"}, "response": {**GEMINI, "responseId": None}}, "a"),
+    "vertex": ({"status": "", "request": {}, "response": {**GEMINI, "responseId": None}}, None),
+    "vertex embeddings": ({"instance": {"content": "Hi"}, "predictions": EMBEDDED, "status": ""}, None),
+}
+
+
+@pytest.mark.parametrize("provider", WITHOUT_AN_ID)
+def test_a_line_without_an_id_is_another_one_in_another_file_and_the_same_in_the_same(provider: str) -> None:
+    line, name = WITHOUT_AN_ID[provider]
+    first, second = json.dumps(line), json.dumps({**line, "processed_time": "2026-11-02"})
+    ids = [result.id for text in (first, second) for result in read_batch(f"{text}\n{text}\n")]
+    assert len(set(ids)) == 4
+    again = list(read_batch(f"{first}\r\n{first}".encode()))
+    assert [result.id for result in again] == ids[:2]
+    assert [result.name for result in again] == [name, name]
+    assert [result.reading.usage.input for result in again] == [9, 9]
+
+
+def test_lines_that_cannot_be_read_are_others_in_other_files() -> None:
+    ids = {result.id for text in ('{"custom_id": "a"', '{"custom_id": "b"') for result in read_batch(text)}
+    assert len(ids) == 2
+
+
+def test_a_line_may_hold_what_others_take_for_the_end_of_one() -> None:
+    chat = {**CHAT, "choices": [{"index": 0, "message": {"role": "assistant", "content": "a\u2028b\x85c"}}]}
+    line = {"id": "b1", "custom_id": "a", "response": {"status_code": 200, "body": chat}}
+    (result,) = read_batch(json.dumps(line, ensure_ascii=False))
+    assert result.reading.usage.total == 11
+
+
+def test_the_results_of_xai_are_read() -> None:
+    (result,) = read_batch(
+        json.dumps({"batch_request_id": "a", "batch_result": {"response": {"chat_get_completion": CHAT}}})
+    )
+    assert (result.name, result.id, result.reading.usage.total) == ("a", "batch-chatcmpl-1", 11)
 
 
 def test_usage_that_cannot_be_believed_is_a_problem() -> None:
