@@ -376,8 +376,8 @@ MUTANTS = (
     Mutant(
         "fleet, mark: a lane that was told of more knows better",
         "ledger/postgres/pods.py",
-        "    if offer.mark == latest and number < offer.number and",
-        "    if False and",
+        "    if offer.mark == latest and number < offer.number:",
+        "    if False:",
         (f"{_BACK}::test_a_restored_backup_is_noticed_by_a_lane_that_was_told_of_more",),
     ),
     Mutant(
@@ -407,6 +407,34 @@ MUTANTS = (
         "    if row is not None and now - float(row[0]) < _EARLY_FOR_S:\n",
         "    if False:\n",
         (f"{_BACK}::test_a_bucket_that_a_flush_froze_early_is_doubted_though_it_is_open",),
+    ),
+    Mutant(
+        "fleet, mark: a first flush waits until a standby knows of it",
+        "ledger/postgres/marks.py",
+        "EARLY_S = 10.0",
+        "EARLY_S = 0.0",
+        (f"{_BACK}::test_a_first_flush_that_the_standby_does_not_know_of_has_sent_nothing",),
+    ),
+    Mutant(
+        "fleet, mark: a clock that was ahead had ended buckets that are open",
+        "ledger/postgres/marks.py",
+        "    if known > now:\n",
+        "    if False:\n",
+        (f"{_BACK}::test_a_bucket_that_had_ended_by_a_clock_that_was_ahead_is_doubted_though_it_is_open",),
+    ),
+    Mutant(
+        "fleet, mark: lanes are heard before a new worker freezes",
+        "ledger/postgres/pods.py",
+        "return 0 <= now - db.up_since < LISTEN_S and",
+        "return False and",
+        (f"{_BACK}::test_a_worker_that_was_not_there_before_hears_the_lanes_of_a_restored_backup_first",),
+    ),
+    Mutant(
+        "fleet, mark: a stream that was cut off may have been billed",
+        "ledger/postgres/pods.py",
+        "cut = _cut_streams(db, offer) if known else {}",
+        "cut: dict[str, str] = {}",
+        (f"{_BACK}::test_a_stream_that_was_cut_off_sent_and_forgotten_is_held_whatever_it_comes_to",),
     ),
     Mutant(
         "fleet, mark: what may have been billed is in doubt and not sent",

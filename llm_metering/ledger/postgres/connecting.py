@@ -45,10 +45,11 @@ TRIES = 10
 _TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
 _PLACE = """
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END,
-    CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_flush_lsn() - '0/0')::bigint END
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_flush_lsn() - '0/0')::bigint END,
+    extract(epoch FROM pg_postmaster_start_time())::float8
 """
-"""The timeline that the server writes, and how far it has written durably. A server that is restored, or a
-standby that took over, shows by one of them that it is not where it was."""
+"""The timeline that the server writes, how far it has written durably, and since when it runs. A server that
+is restored, or a standby that took over, shows by one of the first two that it is not where it was."""
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DISTURBED = (errors.SerializationFailure, errors.DeadlockDetected)
 _FULL = (errors.DiskFull, errors.InsufficientResources)
@@ -73,6 +74,8 @@ class Db:
         """Of the server, where the link watches for it."""
         self.written = 0
         """How far it had written durably, in bytes."""
+        self.up_since = 0.0
+        """When it was started, by its own clock."""
 
     def execute(self, query: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
         """Run what is spelled for both databases, with `?` where values go."""
@@ -145,7 +148,7 @@ class Link:
             ValueError: A value cannot be stored.
         """
         how = f"{isolation}{' READ ONLY' if read_only else ''}"
-        asked = f"{_TIME}, {_PLACE}" if self.watches else f"{_TIME}, NULL, 0"
+        asked = f"{_TIME}, {_PLACE}" if self.watches else f"{_TIME}, NULL, 0, 0"
         begin = (
             f"BEGIN ISOLATION LEVEL {how}; SET LOCAL search_path TO {self.schema}; {first} {asked}".encode()
         )
@@ -202,11 +205,12 @@ class Link:
         return self._begin(connection, begin)
 
     def _begin(self, connection: Connection, begin: bytes) -> Connection:
+        db = self.db
         try:
             cursor = connection.execute(begin)
             while cursor.nextset():
                 pass
-            ((self.db.began_at, self.db.timeline, self.db.written),) = cursor.fetchall()
+            ((db.began_at, db.timeline, db.written, db.up_since),) = cursor.fetchall()
         except BaseException:
             _close(connection)
             raise

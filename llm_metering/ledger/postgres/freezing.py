@@ -31,7 +31,7 @@ _NEW_EVENTS = """
     INSERT INTO meter_event (identifier, "freeze", line_key, customer, event_name, value, timestamp, payload,
         frozen_at, next_attempt_at, state)
     SELECT identifier, %(freeze)s, line_key, customer, event_name, value, timestamp, payload,
-        %(now)s, %(now)s, 'PENDING'
+        %(now)s, %(due)s, 'PENDING'
     FROM unnest(%(identifier)s::text[], %(line_key)s::bigint[], %(customer)s::text[], %(event_name)s::text[],
         %(value)s::numeric[], %(timestamp)s::bigint[], %(payload)s::text[]) WITH ORDINALITY
         AS v (identifier, line_key, customer, event_name, value, timestamp, payload, place)
@@ -56,18 +56,30 @@ class Freezer:
         self._db = db
         self._keys = keys
         self._new_id = new_id
-        self.was_early = False
-        """Whether the last freeze took usage of buckets that were open still."""
 
-    def freeze(self, mine: Sequence[int], *, now: float, bucket_s: int, everything: bool) -> int:
+    def freeze(
+        self,
+        mine: Sequence[int],
+        *,
+        now: float,
+        bucket_s: int,
+        everything: bool,
+        early_at: Callable[[], float],
+    ) -> int:
+        """Freeze what is billable; return how many events that made.
+
+        Args:
+            everything: Usage of buckets that are open still, too.
+            early_at: Asked for where there is such usage: from when on its events may be sent.
+        """
         made = 0
-        self.was_early = False
         after = float("-inf")
         while (first := self._first(mine, after)) is not None:
             start, end = bucket_of(first, bucket_s)
-            if now >= end or everything:
-                self.was_early |= now < end
-                made += self._freeze_bucket(mine, start, end, now)[1]
+            if now >= end:
+                made += self._freeze_bucket(mine, start, end, now, now)[1]
+            elif everything:
+                made += self._freeze_bucket(mine, start, end, now, early_at())[1]
             elif start > now:
                 break
             after = end
@@ -86,7 +98,7 @@ class Freezer:
         after = float("-inf")
         while (first := self._first(mine, after, _DOUBTED, held=held)) is not None:
             start, after = bucket_of(first, bucket_s)
-            freeze, count = self._freeze_bucket(mine, start, after, now, _DOUBTED, held=held)
+            freeze, count = self._freeze_bucket(mine, start, after, now, now, _DOUBTED, held=held)
             self._db.run(_IN_DOUBT, freeze=freeze, since=since, at=at, why=held)
             made += count
         return made
@@ -97,7 +109,14 @@ class Freezer:
         return first
 
     def _freeze_bucket(
-        self, mine: Sequence[int], start: int, end: int, now: float, which: str = _BILLABLE, **more: str
+        self,
+        mine: Sequence[int],
+        start: int,
+        end: int,
+        now: float,
+        due: float,
+        which: str = _BILLABLE,
+        **more: str,
     ) -> tuple[int, int]:
         """The number of the freeze, and how many events it made."""
         (freeze,) = self._db.one(
@@ -110,7 +129,7 @@ class Freezer:
         query = _TAKEN.format(which=which)
         taken = self._db.run(query, freeze=freeze, mine=list(mine), start=start, end=end, **more).fetchall()
         made = drafts(chain.from_iterable(self._unpack(customer, text) for customer, _, text in taken))
-        self._insert(made, freeze, now)
+        self._insert(made, freeze, now, due)
         self._db.run(
             'UPDATE "freeze" SET records = %(records)s WHERE id = %(freeze)s',
             records=sum(count for _, count, _ in taken),
@@ -122,7 +141,7 @@ class Freezer:
         for used_us, _, pairs in sorted(json.loads(f"[{text}]")):
             yield customer, used_us / 1e6, rows.lines_of(pairs, self._keys)
 
-    def _insert(self, made: Sequence[Draft], freeze: int, now: float) -> None:
+    def _insert(self, made: Sequence[Draft], freeze: int, now: float, due: float) -> None:
         if not made:
             return
         events = [meter_event(draft, self._new_id(), now=now) for draft in made]
@@ -135,4 +154,4 @@ class Freezer:
             "timestamp": whole(e.timestamp for e in events),
             "payload": texts(rows.payload_json(e) for e in events),
         }
-        self._db.run(_NEW_EVENTS, freeze=freeze, now=now, **columns)
+        self._db.run(_NEW_EVENTS, freeze=freeze, now=now, due=due, **columns)

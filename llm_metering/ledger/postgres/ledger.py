@@ -209,9 +209,17 @@ class PostgresLedger:
 
         def body(db: Db, at: float) -> tuple[int, list[Transition]]:
             mine, changed = self._post.hold(db, at)
-            made = self._freezer.freeze(mine, now=at, bucket_s=bucket_s, everything=everything)
-            if self._freezer.was_early:
-                marks.note_early(db, at)
+            if self._has_to_listen(db):
+                if everything:
+                    raise LedgerError("the server has just begun: hosts are heard before anything is frozen")
+                return 0, changed
+            made = self._freezer.freeze(
+                mine,
+                now=at,
+                bucket_s=bucket_s,
+                everything=everything,
+                early_at=lambda: marks.note_early(db, at),
+            )
             failpoint("in_freeze")
             return made, changed
 
@@ -455,6 +463,10 @@ class PostgresLedger:
         self._session, self._timeline, self._written = db.session, db.timeline or "", db.written
         self._spoke_at = at
 
+    def _has_to_listen(self, db: Db) -> bool:
+        """Whether it is too early to freeze or send: hosts may know that the server went back."""
+        return self._by_server and self._link.watches and pods.may_know_better(db, db.began_at)
+
     def _doubt_what_is_held(self, db: Db, mine: Sequence[int], at: float) -> None:
         """After a mark, once everybody has offered again: what may have been billed is for Stripe's sums."""
         for mark in marks.ripe(db, at) if self._bucket_s else ():
@@ -518,6 +530,8 @@ class PostgresLedger:
             mine, changed = self._post.hold(db, at)
             self._turn.without = frozenset(desk.paused_meters(db))
             self._pace = pacing.pace(db, len(mine))
+            if self._has_to_listen(db):
+                return told, changed
             claims.extend(
                 sending.begin(
                     db,

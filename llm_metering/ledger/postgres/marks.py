@@ -24,6 +24,7 @@ from .. import states
 from . import migrating
 from .connecting import SCHEMA, Db, Link
 from .desk import set_meta
+from .workers import STREAMS_S
 
 KEPT = "perhaps billed already"
 """How the reason begins for which usage is held after a mark."""
@@ -33,14 +34,17 @@ SKEW_S = 5.0
 """How far the clocks of two servers may be apart."""
 _FENCES = 10**12
 """So many fences are passed over: more than anyone can have been given that is not known any more."""
+EARLY_S = 10.0
+"""How old the note has to be that somebody froze buckets before they ended, before any of their events is
+sent: a standby that is less far behind then has it, too."""
 _EARLY_FOR_S = states.DAY_S
+_RENEW_S = _EARLY_FOR_S / 2
 _MAX_MARKS = 50
 _WHO = "llm_metering"
 _SERVER, _MARKS, _EARLY = "server", "marks", "frozen_early"
 
 _KNOWN = """
-    SELECT least(%(now)s, greatest((SELECT max(seen_at) FROM worker),
-        (SELECT value::float8 FROM meta WHERE name = 'clock')))
+    SELECT greatest((SELECT max(seen_at) FROM worker), (SELECT value::float8 FROM meta WHERE name = 'clock'))
 """
 _BUCKET = 'SELECT min(bucket_s) FROM (SELECT bucket_s FROM "freeze" ORDER BY id DESC LIMIT 1000) f'
 _UNSETTLED = """
@@ -64,10 +68,26 @@ _UNSETTLED = """
 _HELD = """
     UPDATE usage SET held = %(why)s WHERE "freeze" IS NULL AND held IS NULL AND used_at < %(until)s
 """
-_STREAMS = "UPDATE progress SET held = %(why)s WHERE held IS NULL"
+# A stream becomes usage when its host is silent for long. One that was heard shortly before cannot have been.
+_STREAMS = """
+    UPDATE progress p SET held = %(why)s WHERE held IS NULL AND NOT EXISTS (
+        SELECT 1 FROM worker w JOIN meta m ON m.name = 'pod:' || w.id
+        WHERE w.id = p.worker AND w.seen_at > %(heard)s)
+"""
 _ACTION = """
     INSERT INTO action (at, who, why, what, subject, before, after)
     VALUES (%(now)s, %(who)s, %(why)s, 'restore_mark', %(id)s, NULL, %(after)s)
+"""
+# One that is recent stays as it is: it grows older with each flush, and is known to more and more standbys.
+_NOTE_EARLY = """
+    INSERT INTO meta AS m (name, value) VALUES (%(name)s, %(value)s) ON CONFLICT (name) DO UPDATE SET value =
+        CASE WHEN %(now)s - m.value::float8 BETWEEN 0 AND %(renew_s)s THEN m.value ELSE excluded.value END
+    RETURNING value
+"""
+# Everybody may see that there are any, if not how far they are.
+_FOLLOWED = """
+    SELECT EXISTS (SELECT 1 FROM pg_stat_replication)
+        OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_type = 'physical')
 """
 
 
@@ -143,14 +163,16 @@ def set_mark(db: Db, now: float, why: str, *, who: str = _WHO, resend: bool = Fa
         resend: Nothing was written since the ledger went back, so that the age of its doubts is known: events
             are sent again under their identifiers while that is safe. Else they are IN_DOUBT at once.
     """
-    since = db.one(_KNOWN, now=now)[0]
-    since = now if since is None else float(since)
-    mark = Mark(os.urandom(16).hex(), now, since, _doubt_until(db, now), why)
+    known = db.one(_KNOWN)[0]
+    known = now if known is None else float(known)
+    since = min(known, now)
+    mark = Mark(os.urandom(16).hex(), now, since, _doubt_until(db, now, known), why)
     db.run("SELECT setval('fence', nextval('fence') + %(far)s)", far=_FENCES)
     state, next_ = ("AMBIGUOUS", now) if resend else ("IN_DOUBT", None)
     (events,) = db.one(_UNSETTLED, state=state, why=why, since=since, now=now, next=next_)
     records = db.run(_HELD, why=mark.reason, until=mark.doubt_until).rowcount
-    db.run(_STREAMS, why=mark.reason)
+    heard = max(known, now) - STREAMS_S + SKEW_S
+    db.run(_STREAMS, why=mark.reason, heard=heard)
     set_meta(db, _MARKS, json.dumps([asdict(m) for m in [*marks(db), mark]][-_MAX_MARKS:]))
     after = f"{events} events may have been sent, {records} records held"
     db.run(_ACTION, now=now, who=who, why=why, id=mark.id, after=after)
@@ -187,9 +209,12 @@ def marks(db: Db) -> list[Mark]:
     return [] if row is None else [Mark(**given) for given in json.loads(row[0])]
 
 
-def note_early(db: Db, now: float) -> None:
-    """Buckets were frozen before they had ended, as `flush` does; then the time says nothing of them."""
-    set_meta(db, _EARLY, repr(now))
+def note_early(db: Db, now: float) -> float:
+    """Buckets are frozen before they have ended, as `flush` does, and then the time says nothing of them.
+    From when on their events may be sent: a standby that took over without the note would let them be frozen,
+    and sent, once more."""
+    (noted,) = db.one(_NOTE_EARLY, name=_EARLY, value=repr(now), now=now, renew_s=_RENEW_S)
+    return max(now, float(noted) + EARLY_S) if db.one(_FOLLOWED)[0] else now
 
 
 def ripe(db: Db, now: float) -> Sequence[Mark]:
@@ -203,9 +228,16 @@ def _locked(db: Db) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _doubt_until(db: Db, now: float) -> float:
-    """Usage is frozen once its bucket has ended. What lies in buckets that are open still was not."""
+def _doubt_until(db: Db, now: float, known: float) -> float:
+    """Usage is frozen once its bucket has ended. What lies in buckets that are open still was not.
+
+    Args:
+        known: The latest time that is noted. One that is still to come is of a clock that was ahead of ours,
+            by which buckets had ended that are open now.
+    """
     until = now + SKEW_S
+    if known > now:
+        return until
     row = db.run("SELECT value FROM meta WHERE name = %(name)s", name=_EARLY).fetchone()
     if row is not None and now - float(row[0]) < _EARLY_FOR_S:
         return until

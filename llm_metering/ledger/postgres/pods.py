@@ -19,9 +19,16 @@ from .intake import Intake
 from .marks import Marked
 from .workers import Post
 
+LISTEN_S = 15.0
+"""So long after a server has begun nothing is frozen or sent before all known lanes were heard: one of them
+may know that it was restored from a backup. They say something every five seconds."""
 _POD = "pod:"
 _HELD = 11
 _USED_AT = 7
+_UNHEARD = """
+    SELECT EXISTS (SELECT 1 FROM meta
+        WHERE name >= 'pod:' AND name < 'pod;' AND (value::json ->> 1)::float8 < %(since)s)
+"""
 
 
 def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tuple[Answer, Marked | None]:
@@ -38,15 +45,23 @@ def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tup
     if offer.mark != latest and (offer.number or offer.was_offered):
         return OfferAgain(number, latest, known[-1].why), None
     post.touch(db, now)
+    cut = _cut_streams(db, offer) if known else {}
     _end_streams(db, offer)
     keys = {n: intake.keys.number(key) for n, key in offer.keys.items()}
     records = [_translated(row, keys, now) for row in offer.records]
     if offer.again and known:
         records = [_doubted(row, known) for row in records]
-    new = intake.take(records, [_translated(row, keys, now) for row in offer.progress], offer.lane)
+    records = [_held(row, cut.get(row[0])) for row in records]
+    progress = [_held(_translated(row, keys, now), cut.get(row[0])) for row in offer.progress]
+    new = intake.take(records, progress, offer.lane)
     taken = max(number, offer.number) + 1
     set_meta(db, f"{_POD}{offer.lane}", json.dumps([taken, now]))
     return Taken(taken, latest, new), None
+
+
+def may_know_better(db: Db, now: float) -> bool:
+    """Whether the server has just begun, and a lane is yet to be heard."""
+    return 0 <= now - db.up_since < LISTEN_S and bool(db.one(_UNHEARD, since=db.up_since)[0])
 
 
 def _number(db: Db, lane: str) -> int:
@@ -64,6 +79,17 @@ def _lost(offer: Offer, number: int, known: Sequence[str]) -> str | None:
     if offer.mark == latest and number < offer.number:
         return f"lane {offer.lane} was told of {offer.number} groups, and the ledger has {number} of them"
     return None
+
+
+def _cut_streams(db: Db, offer: Offer) -> dict[str, str]:
+    """Streams of the lane that may have become usage, and have been sent, before the ledger went back, and
+    why they are held. Whatever they come to is held, too."""
+    found = db.run(
+        "SELECT id, held FROM progress WHERE worker = %(lane)s AND starts_with(held, %(kept)s)",
+        lane=offer.lane,
+        kept=marks.KEPT,
+    )
+    return dict(found.fetchall())
 
 
 def _end_streams(db: Db, offer: Offer) -> None:
@@ -87,6 +113,8 @@ def _translated(row: rows.Row, keys: Mapping[int, int], now: float) -> rows.Row:
 def _doubted(row: rows.Row, known: Sequence[marks.Mark]) -> rows.Row:
     """The row, held where it may have been frozen and sent before the ledger went back."""
     until = max(mark.doubt_until for mark in known)
-    if row[_HELD] is not None or row[_USED_AT] >= until:
-        return row
-    return (*row[:_HELD], known[-1].reason, *row[_HELD + 1 :])
+    return row if row[_USED_AT] >= until else _held(row, known[-1].reason)
+
+
+def _held(row: rows.Row, why: str | None) -> rows.Row:
+    return row if why is None or row[_HELD] is not None else (*row[:_HELD], why, *row[_HELD + 1 :])

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from llm_metering.__main__ import main
-from llm_metering.ledger.postgres import marks, migrate
+from llm_metering.errors import LedgerError
+from llm_metering.ledger.postgres import marks, migrate, pods
 from llm_metering.ledger.postgres.connecting import SCHEMA
+from llm_metering.ledger.postgres.workers import STREAMS_S
 from llm_metering.protocols import Outcome
 from llm_metering.sandbox import Sandbox, running_sandbox
 from tests.ledger.conftest import T0, conserved, totals
@@ -216,6 +218,119 @@ def test_a_bucket_that_a_flush_froze_early_is_doubted_though_it_is_open(fleet):
     right(fleet)
 
 
+@pytest.fixture
+def followed(fleet: Fleet) -> Iterator[Fleet]:
+    """The server has a standby, or at least its slot."""
+    fleet.cluster.execute("SELECT pg_create_physical_replication_slot('standby')")
+    yield fleet
+    slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"  # a copy has none
+    fleet.cluster.execute(slots)
+
+
+def flush(fleet: Fleet) -> int:
+    """All is frozen and what is due is sent; how many events wait."""
+    fleet.worker.freeze(now=fleet.now, bucket_s=60, everything=True)
+    fleet.work()
+    return sum(row.state == "PENDING" for row in fleet.events())
+
+
+def test_a_first_flush_that_the_standby_does_not_know_of_has_sent_nothing(followed):
+    fleet, host = followed, followed.host()
+    host.use("before")
+    host.forward()
+    fleet.now += 60
+    fleet.work()
+    host.use("a", value=3)
+    host.forward()
+    standby = fleet.cluster.base_backup()
+    assert flush(fleet) == 1
+    fleet.now += marks.EARLY_S - 1
+    assert flush(fleet) == 1
+    fleet.cluster.fail_over(standby)
+    fleet.now += 6
+    host.forward()
+    assert fleet.worker.set_aside("held") == [], "it was not sent, and need not be in doubt"
+    settled(fleet)
+    right(fleet)
+
+
+def test_a_flush_is_sent_once_standbys_know_that_there_are_any_and_the_next_ones_at_once(followed):
+    fleet, host = followed, followed.host()
+    host.use("a", value=3)
+    host.forward()
+    assert flush(fleet) == 1
+    fleet.now += marks.EARLY_S
+    standby = fleet.cluster.base_backup()
+    host.use("b", value=4)
+    host.forward()
+    assert flush(fleet) == 0
+    assert fleet.books() == 7
+    fleet.cluster.fail_over(standby)
+    fleet.now += 6
+    host.forward()
+    assert [row.record.id for row in fleet.worker.set_aside("held")] == ["b"]
+    settled(fleet)
+    right(fleet)
+
+
+def test_the_note_of_a_flush_is_renewed_before_it_is_too_old_to_count(followed):
+    fleet, host = followed, followed.host()
+    for after_s, waits in ((0, 1), (marks.EARLY_S, 0), (11 * HOUR, 0), (2 * HOUR, 1), (marks.EARLY_S, 0)):
+        fleet.now += after_s
+        host.use(f"r{fleet.now}")
+        host.forward()
+        assert flush(fleet) == waits, f"{after_s} s later"
+
+
+def test_a_flush_waits_for_nobody_where_no_standby_could_take_over(fleet):
+    host = fleet.host()
+    host.use("a", value=3)
+    host.forward()
+    assert flush(fleet) == 0
+    assert fleet.books() == 3
+
+
+def test_a_stream_that_was_cut_off_sent_and_forgotten_is_held_whatever_it_comes_to(fleet):
+    """Its host could not be heard for so long that the ledger ended it."""
+    host = fleet.host()
+    host.stream("s", value=3)
+    host.forward()
+    standby = fleet.cluster.base_backup()
+    fleet.now += STREAMS_S + 1
+    fleet.work()
+    fleet.work()
+    assert fleet.books() == 3
+    fleet.cluster.fail_over(standby)
+    host.forward()
+    host.end_stream("s", value=8)
+    host.forward()
+    assert [row.record.id for row in fleet.worker.set_aside("held")] == ["s"]
+    fleet.rounds(61, 61)
+    assert fleet.books() == 3
+    assert fleet.states() == {"IN_DOUBT": 8}
+
+
+def test_a_stream_of_a_host_that_was_heard_shortly_before_goes_on_undoubted(fleet):
+    host, lost = fleet.host(), fleet.host("lost")
+    host.stream("s", value=3)
+    lost.stream("t", value=4)
+    host.forward()
+    lost.forward()
+    standby = fleet.cluster.base_backup()
+    fleet.now += STREAMS_S - 60
+    fleet.cluster.fail_over(standby)
+    host.forward()
+    host.end_stream("s", value=8)
+    host.forward()
+    fleet.hosts.remove(lost)  # with its disk
+    fleet.used["t"] = 4
+    assert fleet.worker.set_aside("held") == []
+    fleet.rounds(61, STREAMS_S, 61)
+    assert fleet.books() == 12
+    settled(fleet)
+    right(fleet)
+
+
 def test_a_bucket_of_which_a_part_was_sent_is_left_to_a_person_and_not_guessed(fleet):
     """What came late was an event of its own, and that one was not sent."""
     standby = fleet.cluster.base_backup()
@@ -317,6 +432,25 @@ def test_numbers_of_line_keys_that_the_lost_server_gave_out_are_not_used_again(f
     assert kinds == {("first", 2), ("second", 1)}
 
 
+def test_a_bucket_that_had_ended_by_a_clock_that_was_ahead_is_doubted_though_it_is_open(fleet):
+    host = fleet.host()
+    fleet.now += 35
+    host.use("a", value=2)
+    host.forward()
+    fleet.now += 30  # by the clock of the server that is lost
+    fleet.worker.maintain(now=fleet.now)
+    standby = fleet.cluster.base_backup()
+    fleet.work()
+    assert fleet.books() == 2
+    fleet.cluster.fail_over(standby)
+    fleet.now -= 28
+    host.forward()
+    fleet.work()
+    assert [row.record.id for row in fleet.worker.set_aside("held")] == ["a"]
+    settled(fleet)
+    right(fleet)
+
+
 # ---- a backup is restored on the same timeline, and nobody says so
 
 
@@ -374,6 +508,48 @@ def test_a_server_that_only_restarts_is_where_it_was(fleet):
     assert fleet.worker.meta("marks") is None
     assert host.again == 0
     assert fleet.books() == 3
+
+
+def test_a_worker_that_was_not_there_before_hears_the_lanes_of_a_restored_backup_first(fleet, monkeypatch):
+    """It could not know better; they say something every few seconds."""
+    host = fleet.host()
+    host.use("a", value=2)
+    host.forward()
+    backup = fleet.cluster.base_backup()
+    fleet.now += 60
+    host.forward()
+    fleet.work()
+    assert fleet.books() == 2
+    fleet.worker.close()
+    fleet.cluster.restore(backup)
+    fleet.worker = fleet.new_ledger(clock="server", hold_s=0.0)
+    fleet.worker.maintain(now=time.time())
+    assert fleet.worker.freeze(now=time.time(), bucket_s=60) == 0
+    with pytest.raises(LedgerError, match="has just begun"):
+        fleet.worker.freeze(now=time.time(), bucket_s=60, everything=True)
+    host.use("b", value=4)
+    host.forward()
+    monkeypatch.setattr(pods, "LISTEN_S", 0.0)
+    assert fleet.worker.freeze(now=time.time(), bucket_s=60) == 1
+    assert {row.record.id for row in fleet.worker.set_aside("held")} == {"a"}
+
+
+def test_events_of_a_restored_backup_are_not_sent_before_the_lanes_were_heard(fleet, monkeypatch):
+    """It has them PENDING, and Stripe may not know their identifiers any more."""
+    fleet.now = time.time() - 120
+    host = fleet.host()
+    host.use("a", value=2)
+    host.forward()
+    fleet.now += 60
+    fleet.worker.maintain(now=fleet.now)
+    fleet.worker.freeze(now=fleet.now, bucket_s=60)
+    fleet.worker.close()
+    fleet.cluster.restore(fleet.cluster.base_backup())
+    fleet.worker = fleet.new_ledger(clock="server", hold_s=0.0)
+    fleet.worker.maintain(now=time.time())
+    assert fleet.worker.claim(now=time.time(), limit=10) == []
+    monkeypatch.setattr(pods, "LISTEN_S", 0.0)
+    assert len(fleet.worker.claim(now=time.time(), limit=10)) == 1
 
 
 # ---- the command
