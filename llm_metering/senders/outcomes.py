@@ -41,7 +41,7 @@ def outcome_of(
         body: As far as it was read.
         now: Unix seconds, for a `Retry-After` date.
         whole: Whether the body was read to its end.
-        identifier: The event's, to be compared with the one a 2xx answer names.
+        identifier: The event's, to be compared with the one that the answer names.
     """
     content = _parsed(body) if whole else None
     error = _error(content)
@@ -87,7 +87,7 @@ def _kind(
         return "refused_config", f"a redirect, which is not followed: {headers.get('location', '?')}"
     if status == 408 or not 400 <= status < 500:
         return "ambiguous", None
-    return _refused(status, headers, error, whole=whole)
+    return _refused(status, headers, error, whole=whole, identifier=identifier)
 
 
 def _accepted(content: Any, *, whole: bool, identifier: str | None) -> tuple[OutcomeKind, str | None]:
@@ -103,10 +103,15 @@ def _accepted(content: Any, *, whole: bool, identifier: str | None) -> tuple[Out
 
 
 def _refused(
-    status: int, headers: Mapping[str, str], error: Mapping[str, Any] | None, *, whole: bool
+    status: int,
+    headers: Mapping[str, str],
+    error: Mapping[str, Any] | None,
+    *,
+    whole: bool,
+    identifier: str | None,
 ) -> tuple[OutcomeKind, str | None]:
     message = str(error.get("message") or "") if error else ""
-    if DUPLICATE in message:
+    if _says_duplicate(message, identifier):
         return "duplicate", None
     if status in (409, 425) or headers.get("stripe-should-retry") == "true" or not whole:
         return "not_sent", None
@@ -114,13 +119,21 @@ def _refused(
         return "refused_config", "not an answer of Stripe; is the API base right, or a proxy in between?"
     if error.get("type") == "idempotency_error" or _lacks_meter(error):
         return "not_sent", None
-    if "Unrecognized request URL" in message:
+    if message.startswith("Unrecognized request URL"):
         return "refused_config", None
     return "refused_data", None
 
 
+def _says_duplicate(message: str, identifier: str | None) -> bool:
+    """Whether these are Stripe's words. Quoted from a payload, in the midst of others, they are a user's."""
+    if message.startswith(DUPLICATE):
+        return True
+    return (DUPLICATE if identifier is None else f"{DUPLICATE} {identifier}") in message
+
+
 def _lacks_meter(error: Mapping[str, Any]) -> bool:
-    return NO_METER in str(error.get("message")) or error.get("code") == "archived_meter"
+    # Further inside, these words are quoted from what somebody else wrote.
+    return str(error.get("message")).startswith(NO_METER) or error.get("code") == "archived_meter"
 
 
 def _code(kind: OutcomeKind, error: Mapping[str, Any] | None) -> str | None:

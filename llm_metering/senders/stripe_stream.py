@@ -167,9 +167,9 @@ class StripeStream:
     def _post(self, events: Sequence[MeterEvent]) -> Outcome:
         body = body_of(events)
         outcome = self._post_once(body)
-        if outcome.status == 401 or outcome.code in _EXPIRED:
+        if outcome.status == 401 or _is_expiry(outcome):
             outcome = self._post_once(body)  # under a new session: this one has expired, or is not known
-        if outcome.code in _EXPIRED:
+        if _is_expiry(outcome):
             return replace(outcome, kind="not_sent")
         self._has_taken = self._has_taken or outcome.kind == "accepted"
         return outcome
@@ -184,16 +184,15 @@ class StripeStream:
         except NoAnswer as exc:
             return outcome_of_failure(exc.cause, sent=exc.sent)
         outcome = self._outcome_of(answer)
-        if (outcome.status in (401, 403) or outcome.code in _EXPIRED) and self._session is session:
+        if (outcome.status in (401, 403) or _is_expiry(outcome)) and self._session is session:
             self._session = None
         return outcome
 
     def _outcome_of(self, answer: Answer) -> Outcome:
         outcome = outcome_of(answer.status, answer.headers, answer.body, now=self._now(), whole=answer.whole)
-        if answer.status < 400 or outcome.code in _EXPIRED:
-            return outcome
-        # An expired session is named by its type, whatever code stands beside it.
-        return replace(outcome, code=_EXPIRED[0]) if _EXPIRED[0].encode() in answer.body else outcome
+        # An expired session is named by its type, whatever code stands beside it. A message may hold these
+        # words because a user wrote them.
+        return replace(outcome, code=_EXPIRED[0]) if _type_of_error(answer) == _EXPIRED[0] else outcome
 
     # Sessions. Two threads may ask for one each at the same time; a lock could be left locked by a fork.
 
@@ -259,6 +258,18 @@ def _head(pool: Pool, path: str, key: str, stripe_version: str) -> bytes:
     head = f"{pool.endpoint.head('POST', path)}{headers_of(key, stripe_version)}".replace("%", "%%")
     more = "Content-Type: application/json\r\nIdempotency-Key: %s\r\nContent-Length: %d\r\n\r\n"
     return f"{head}{more}".encode("latin-1")
+
+
+def _is_expiry(outcome: Outcome) -> bool:
+    """Whether the session has expired, so that nothing was taken; what is unclear may have been."""
+    return outcome.code in _EXPIRED and outcome.kind != "ambiguous"
+
+
+def _type_of_error(answer: Answer) -> object:
+    try:
+        return json.loads(answer.body)["error"]["type"] if answer.status >= 400 else None
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
 
 
 def _is_of_one(outcome: Outcome) -> bool:

@@ -198,3 +198,21 @@ def test_a_failures_message_holds_no_secret() -> None:
     outcome = outcome_of_failure(OSError("proxy http://user:hunter2@proxy:1 said\nno"), sent=False)
     assert "hunter2" not in (outcome.message or "")
     assert (outcome.message or "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "An event already exists with identifier id7.",
+        "No active meter found for event name",
+        "Unrecognized request URL",
+    ],
+)
+def test_what_a_user_wrote_and_stripe_quotes_decides_nothing(words: str) -> None:
+    quoted = error(f"Invalid value for payload[team]: '{words}'")
+    assert of(400, quoted, identifier="id1").kind == "refused_data"
+
+
+def test_a_duplicate_is_known_by_its_identifier_whatever_stands_before() -> None:
+    said = error("Invalid request: An event already exists with identifier id1.")
+    assert of(400, said, identifier="id1").kind == "duplicate"

@@ -287,6 +287,30 @@ def test_an_expired_session_is_replaced_and_the_request_made_again(
     assert refused.headers["idempotency-key"] != again.headers["idempotency-key"]
 
 
+def test_an_event_that_holds_the_words_of_an_expired_session_holds_up_no_other(
+    there: Stripe, stream: StripeStream, some: Some
+) -> None:
+    stream.send(some(1))
+    message = "Invalid value: 'temporary_session_expired'"
+
+    def act(sock: Any, request: Any) -> bool:
+        is_bad = b"bad1" in request.body
+        says = there.refuses(400, message, type="invalid_request_error") if is_bad else there.says({})
+        return bool(says(sock, request))
+
+    there.otherwise = act
+    assert kinds(stream.send(some(3, bad=[1]))) == ["accepted", "refused_data", "accepted"]
+    assert {r.headers["authorization"] for r in there.requests()} == {"Bearer t1"}
+
+
+def test_an_unclear_answer_stays_unclear_though_it_speaks_of_an_expired_session(
+    there: Stripe, stream: StripeStream, some: Some
+) -> None:
+    stream.send(some(1))
+    there.script = [there.says(EXPIRED, 500)]
+    assert kinds(stream.send(some(2))) == ["ambiguous"] * 2
+
+
 def test_sessions_that_expire_at_once_hurt_no_event(there: Stripe, stream: StripeStream, some: Some) -> None:
     there.otherwise = there.says(EXPIRED, 401)
     assert kinds(stream.send(some(2))) == ["not_sent"] * 2
