@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ from .taps import hold_rest, tap_response
 if TYPE_CHECKING:
     from .recorder import Recorder
     from .streams import Tally
+
+
+_END_CHUNKS, _END_BYTES = 256, 16 * 1024
+"""Of the rest of a long body so much is kept: what chunks of a few bytes make up holds a usage, too."""
 
 
 class HttpMeter:
@@ -192,16 +197,20 @@ class BodyTap:
         self._call = call
         self._headers = headers
         self._chunks: list[bytes] = []
+        self._ends: deque[bytes] = deque(maxlen=_END_CHUNKS)
+        """The last chunks of a body that is too long to be kept: its usage stands at its end."""
         self._size = 0
         self._finished = False
 
     def feed(self, chunk: bytes) -> None:
         if isinstance(self.tally, InflatedTally):
             chunk = self.tally.inflated(chunk)
-        self._size += len(chunk)
-        # A longer one is only read at both ends, of which these are enough.
-        if self._size <= 2 * self._call.limit:
+        if self._size <= self._call.limit:
+            self._size += len(chunk)
             self._chunks.append(chunk)
+        elif chunk:
+            # A longer one is only read at both ends.
+            self._ends.append(chunk[-_END_BYTES:])
 
     def finish(self, complete: bool = True) -> None:
         """The body has ended, or broken off. Never raises."""
@@ -209,7 +218,7 @@ class BodyTap:
             return
         self._finished = True
         try:
-            self._call.whole(b"".join(self._chunks), self._headers)
+            self._call.whole(b"".join((*self._chunks, *self._ends)), self._headers)
         except Exception as exc:
             self._call.failure(exc)
 

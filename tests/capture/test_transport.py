@@ -106,3 +106,25 @@ def test_other_requests_are_not_looked_at(path: str, bench: Bench, provider: Pro
     with httpx2.Client(transport=MeteringTransport(bench)) as http:  # type: ignore[arg-type]
         assert "iter_bytes" not in vars(http.post(provider.origin + path, json={}))
     assert bench.records == []
+
+
+@pytest.mark.parametrize("size", [100, 7_000, 300_000])
+def test_an_answer_of_many_times_what_is_kept_is_read_at_its_end(make_bench: Any, size: int) -> None:
+    bench = make_bench(max_body_bytes=100_000)
+    numbers = [0.1234567] * 50_000
+    answer = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": numbers}],
+        "model": "text-embedding-3-large",
+        "usage": {"prompt_tokens": 77, "total_tokens": 77},
+    }
+    body = json.dumps(answer).encode()
+    assert len(body) > 400_000
+
+    def give(request: httpx2.Request) -> httpx2.Response:
+        chunks = (body[at : at + size] for at in range(0, len(body), size))
+        return httpx2.Response(200, headers={"content-type": "application/json"}, content=chunks)
+
+    with httpx2.Client(transport=MeteringTransport(bench, httpx2.MockTransport(give))) as http:
+        assert http.post("http://provider/v1/embeddings", json={"input": "Hi"}).content == body
+    assert (bench.only().usage.input_total, bench.only().held) == (77, None)
