@@ -36,6 +36,12 @@ class KeptBody:
         return self._chunks[0] if self._chunks else None
 
 
+_PIECE = 16 * 1024
+_MOST_FRAMES = 4096
+"""In one piece of an answer. Some servers compress each event for itself; empty parts cost time, and are
+without number."""
+
+
 class Inflater:
     """Inflates a compressed body as it comes. The compressed bytes go on as they are.
 
@@ -45,7 +51,7 @@ class Inflater:
         limit: How many bytes may come out in all.
     """
 
-    __slots__ = ("_encoding", "_frame", "_left", "_limit", "_new_frame", "problem")
+    __slots__ = ("_encoding", "_frame", "_frames_left", "_left", "_limit", "_new_frame", "problem")
 
     def __init__(self, encoding: str, limit: int) -> None:
         self.problem: str | None = None
@@ -53,6 +59,7 @@ class Inflater:
         self._encoding = encoding
         self._limit = limit
         self._left = limit
+        self._frames_left = 0
         self._frame: Decompressor | None = None
         self._new_frame = decompressor_of(encoding)
         if self._new_frame is None:
@@ -62,11 +69,22 @@ class Inflater:
 
     def feed(self, data: bytes) -> bytes:
         """What `data` inflates to, as far as there is no problem."""
+        self._frames_left = _MOST_FRAMES
+        # What follows a part is copied when it ends: of a long piece with many, again and again.
+        return b"".join([self._inflated(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE)])
+
+    def _inflated(self, data: bytes) -> bytes:
         out: list[bytes] = []
         try:
             while data and self.problem is None and self._new_frame is not None:
-                if self._frame is None or self._frame.ended:  # members may follow one another
+                if self._frame is not None and self._frame.ended and not (data := data.lstrip(b"\0")):
+                    break  # zeros between parts are padding
+                if self._frame is None or self._frame.ended:  # parts may follow one another
                     self._frame = self._new_frame()
+                    self._frames_left -= 1
+                if self._frames_left < 0:
+                    self.problem = f"the answer has more than {_MOST_FRAMES} compressed parts in a piece"
+                    break
                 # One byte more than allowed, so that a body of just the limit passes.
                 plain, data = self._frame.feed(data, self._left + 1)
                 if len(plain) > self._left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from llm_metering.capture import inflating
+from llm_metering.capture.bodies import Inflater
 from llm_metering.capture.middleware import MeteringMiddleware
 
 brotli = pytest.importorskip("brotli", reason="brotli is not installed")
@@ -180,3 +182,33 @@ async def test_comments_keep_alives_and_any_line_end_change_nothing(new_home, wi
         counted.append((home.books.only.usage, home.books.only.provenance, home.failures))
     assert counted == [counted[0]] * len(counted)
     assert (counted[0][0].input, counted[0][0].output, counted[0][1:]) == (9, 4, ("reported", {}))
+
+
+EMPTY = {"gzip": gzip.compress(b""), "zstd": zstd.compress(b"")}
+
+
+@pytest.mark.parametrize("encoding", EMPTY)
+async def test_parts_without_number_and_without_content_are_not_gone_through(new_home, wire, encoding):
+    home = new_home(customer="cus_x")
+    body = EMPTY[encoding] * 10_000
+    app = answering(body, content_type="application/json", encoding=encoding)
+    assert (await wire.exchange(MeteringMiddleware(app, home))).body == body
+    assert "compressed parts" in home.books.only.held
+
+
+@pytest.mark.parametrize("encoding", EMPTY)
+async def test_an_answer_in_very_many_parts_is_read(new_home, wire, encoding):
+    home = new_home(customer="cus_x")
+    pack = gzip.compress if encoding == "gzip" else zstd.compress
+    events = wire.events(["x"] * 6000, usage=USAGE)
+    parts = [pack(event) for event in events]
+    app = answering(*parts, content_type="text/event-stream", encoding=encoding)
+    assert (await wire.exchange(MeteringMiddleware(app, home))).body == b"".join(parts)
+    assert home.counter.settle(30)
+    assert home.books.only.usage.total == 13
+
+
+def test_zeros_between_parts_are_no_damage_however_many():
+    inflater = Inflater("gzip", 1000)
+    assert inflater.feed(gzip.compress(b"a") + bytes(100_000) + gzip.compress(b"b")) == b"ab"
+    assert inflater.problem is None
