@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -213,7 +214,9 @@ def read_lane(path: Path) -> sqlite3.Connection:
 def set_apart(folder: Path, name: str, *, now: float, into: str = "damaged") -> Path:
     """Move a lane out of the way, with its log, for a person to look at. Nothing is deleted."""
     apart = subfolder(folder, into)
-    target = apart / f"{_PREFIX}{name}-{int(now)}{_SUFFIX}"
+    numbers = chain((f"{int(now)}",), (f"{int(now)}-{n}" for n in count(2)))
+    # Of a clock that went back, or two within a second, neither takes the other's place.
+    target = next(t for n in numbers if not (t := apart / f"{_PREFIX}{name}-{n}{_SUFFIX}").exists())
     for ending in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             Path(f"{lane_path(folder, name)}{ending}").rename(f"{target}{ending}")

@@ -6,6 +6,7 @@ name; a copy gets a name of its own, and nothing of it goes out by itself.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from . import folder as files
 from . import homes, migrating, salvage, schema, soundness, suspicion
 from .clocks import ReadBoot
 from .lane import Lane, latest_known
-from .room import Room
+from .room import MIB, Room
 
 FOR_GOOD = float("inf")
 TRY_AGAIN_S = 60.0
@@ -290,6 +291,10 @@ class Taker:
         path = files.lane_path(self._folder, name)
         draft = self._folder / f"salvaging-{name}.db"
         marked = files.mark(fd)
+        later = f"lane {name} is damaged ({exc}), and is salvaged once there is room for it"
+        if not self._has_room_beside(path):
+            self.put_off(name, now, later)
+            return False
         found: salvage.Salvaged | None = None
         try:
             found = salvage.salvage(
@@ -307,6 +312,9 @@ class Taker:
             failpoint("after_salvage")
         except (OSError, sqlite3.Error, ValueError, LedgerError) as failed:
             draft.unlink(missing_ok=True)
+            if _is_want_of_room(failed):
+                self.put_off(name, now, f"{later}: {failed}")
+                return False
             said = f"nothing could be salvaged ({failed}); up to {marked} records are not billed"
         target = files.set_apart(self._folder, name, now=now)
         failpoint("after_set_apart")
@@ -324,6 +332,12 @@ class Taker:
         if found:
             _finish_salvage(self._folder, name, fd)
         return found is not None
+
+    def _has_room_beside(self, path: Path) -> bool:
+        """Whether a lane can be copied, and written anew. What a full disk hides would be taken for lost."""
+        free = files.free_bytes(self._folder)
+        size = sum(each.stat().st_size for each in (path, Path(f"{path}-wal")) if each.exists())
+        return free is None or free >= 2 * size + MIB
 
 
 def drop(db: sqlite3.Connection | None, fd: int) -> None:
@@ -348,6 +362,12 @@ def _finish_salvage(folder: Path, name: str, fd: int) -> None:
     files.set_send_marks(fd, 0, 0)
     salvaged.rename(path)
     files.sync(folder)
+
+
+def _is_want_of_room(exc: Exception) -> bool:
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(exc, sqlite3.OperationalError) and "full" in str(exc)
 
 
 def _is_damage(exc: sqlite3.DatabaseError) -> bool:

@@ -7,6 +7,7 @@ is named.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from llm_metering import _failpoints
 from llm_metering.ledger import SqliteLedger
+from llm_metering.ledger import folder as files
 from llm_metering.protocols import Outcome
 from tests.ledger.conftest import BUCKET, T0, conserved, entry, line, progress, totals
 
@@ -35,6 +37,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from tests.ledger.test_damage import live
 from llm_metering.ledger import SqliteLedger
+from llm_metering.ledger import folder as files
 ledger = SqliteLedger(sys.argv[1], adopt_after_s=0)
 live(ledger, close=sys.argv[3] == "close")
 os.kill(os.getpid(), signal.SIGKILL)
@@ -380,3 +383,38 @@ def test_nothing_is_salvaged_of_a_file_without_its_first_page_and_the_amount_is_
     assert (alarm.data["records"], alarm.data["lost_records"]) == (0, 480)
     assert ledger.commit([entry("after")], [], now=DONE) == 1
     ledger.close()
+
+
+@pytest.mark.parametrize("how", ["little is free", "it runs full meanwhile"])
+def test_a_damaged_lane_waits_for_the_room_to_be_salvaged_and_loses_nothing(left, monkeypatch, how):
+    place = left("close")
+    lane = lane_of(place)
+    spoil_an_index(lane)
+    ledger = SqliteLedger(place / "ledger", adopt_after_s=0)
+    with monkeypatch.context() as full:
+        if how == "little is free":
+            full.setattr("llm_metering.ledger.folder.free_bytes", lambda _: lane.stat().st_size)
+        else:
+            full.setattr(shutil, "copyfile", no_space)
+        ledger.open(now=DONE)
+        assert lane.exists(), "it was set apart, and nothing of it is billed"
+        assert [alarm.name for alarm in ledger.take_alarms()] == ["ledger.lane_put_off"]
+        assert ledger.commit([entry("meanwhile", customer="cus_new", used_at=T0)], [], now=DONE) == 1
+    billed = sent_by(place) + deliver_all(ledger, place, now=LATER)
+    assert "ledger.damaged" in [alarm.name for alarm in ledger.take_alarms()]
+    assert ledger.status(now=LATER).usage_records == 482
+    assert len(set(billed)) == len(billed) > 400
+    assert conserved(ledger)
+    ledger.close()
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_is_set_apart_takes_nothings_place(tmp_path):
+    kept = []
+    for content in ("first", "second", "third"):
+        files.lane_path(tmp_path, "a").write_text(content)
+        kept.append(files.set_apart(tmp_path, "a", now=T0))
+    assert [path.read_text() for path in kept] == ["first", "second", "third"]
