@@ -101,7 +101,8 @@ class Settings:
     disconnect_drain_bytes: int = 4 * 1024 * 1024
     """LLM_METERING_DISCONNECT_DRAIN_BYTES: the most that is read of such a rest."""
     max_body_bytes: int = 16 * 1024 * 1024
-    """LLM_METERING_MAX_BODY_BYTES: a larger answer of the app is passed on and counted as unread."""
+    """LLM_METERING_MAX_BODY_BYTES: a larger answer of the app is passed on and counted as unread; the prompt
+    of a larger request is not counted."""
     max_ledger_bytes: int = 0
     """LLM_METERING_MAX_LEDGER_BYTES: the most that the ledger's folder may take up; 0 for no cap."""
     min_free_bytes: int = 16 * 1024 * 1024

@@ -120,6 +120,8 @@ class AnswerTally:
         if reading.model is None and (model := self._requested_model()) is not None:
             reading = replace(reading, model=model)
         if reading.usage or reading.problem or reading.text or reading.written:
+            if self._request.is_too_large and reading.usage.input_total is None and reading.problem is None:
+                self._recorder.tell_long_prompt()
             return reading
         if not (self._is_sure and self._is_call()):
             # A route of the app that is only named like a provider's.

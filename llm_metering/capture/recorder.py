@@ -237,6 +237,15 @@ class Recorder:
             "middleware.encoding", f"{problem}; its usage is unknown. llm_metering[compression] reads it"
         )
 
+    def tell_long_prompt(self) -> None:
+        """Raise an alarm where a prompt would have to be counted, and is too long to be kept."""
+        self.telemetry.alarm(
+            "middleware.long_prompt",
+            f"a request of more than {self.settings.max_body_bytes} bytes was answered without its usage: the "
+            "answer is billed as counted, its prompt is not; have the provider report it (include_usage), or "
+            "raise LLM_METERING_MAX_BODY_BYTES",
+        )
+
     def drop(self, id: str | None) -> None:
         """Forget a progress row: its answer was counted elsewhere."""
         if id is None:

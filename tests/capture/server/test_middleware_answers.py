@@ -551,3 +551,15 @@ async def test_headers_that_can_be_read_only_once_reach_the_client(home, wire):
     passed = await wire.exchange(MeteringMiddleware(app, home))
     assert list(passed.messages[0]["headers"]) == [(b"content-type", b"application/json"), (b"x-a", b"b")]
     assert home.books.only.usage.total == 15
+
+
+@pytest.mark.parametrize("usage", [None, USAGE])
+async def test_a_prompt_that_is_too_long_to_be_counted_is_told(new_home, wire, usage, caplog):
+    home = new_home(customer="cus_x", max_body_bytes=10_000)
+    app = answering(*wire.events(["Hi"], usage=usage), content_type="text/event-stream")
+    body = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "word " * 5000}]})
+    await wire.exchange(MeteringMiddleware(app, home), body=body.encode())
+    assert home.counter.settle(30)
+    assert home.books.only.usage.input_total == (9 if usage else None)
+    told = [record for record in caplog.records if getattr(record, "event", "") == "middleware.long_prompt"]
+    assert len(told) == (0 if usage else 1)
