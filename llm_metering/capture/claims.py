@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar, Token
 
 _by: ContextVar[object | None] = ContextVar("llm_metering_claim", default=None)
@@ -31,7 +32,8 @@ class claimed:  # noqa: N801  (used like a function)
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
-            _by.reset(self._token)
+            with suppress(ValueError):  # a call that is given up may be closed in another context
+                _by.reset(self._token)
 
 
 def is_claimed(recorder: object) -> bool:

@@ -60,6 +60,7 @@ class Sightings:
 
     def __init__(self) -> None:
         self._seen: dict[str, dict[Surface, int]] = {}
+        self._customers: dict[str, str] = {}
         self._lock = Lock()
 
     def is_new(self, key: str, surface: Surface) -> bool:
@@ -75,6 +76,14 @@ class Sightings:
             most = max(seen.values())
             seen[surface] = seen.get(surface, 0) + 1
             return seen[surface] > most
+
+    def of_customer(self, key: str, customer: str | None) -> str:
+        """The key, told apart where it was another customer's first: then it is another answer."""
+        if customer is None:
+            return key
+        if len(self._customers) > _MAX_KEYS:
+            self._customers.clear()
+        return key if self._customers.setdefault(key, customer) == customer else f"{key}:{customer}"
 
     def listen(self, heard: list[Heard]) -> None:
         """Note in `heard` what is recorded from now on."""

@@ -127,7 +127,7 @@ class Recorder:
         """
         try:
             scope = scope or self.scope_here()
-            if not self.is_new(reading, surface, scope):
+            if not self.is_new(reading, surface, scope, customer):
                 self.drop(closes)
                 return None
             scope.note_recorded(reading.api)
@@ -179,13 +179,21 @@ class Recorder:
         self.counter.later(job)
         return late
 
-    def is_new(self, reading: Reading, surface: Surface, scope: Scope) -> bool:
-        """Note that `surface` saw this answer; False where another has counted it."""
+    def is_new(self, reading: Reading, surface: Surface, scope: Scope, customer: str | None = None) -> bool:
+        """Note that `surface` saw this answer; False where another has counted it.
+
+        Args:
+            customer: Named by the caller.
+        """
         if reading.response_id is None:
             return True
         # Layers may name the api differently, but none takes an embedding for a generation.
         kind = "e" if reading.api == "embeddings" else ""
-        return scope.sightings.is_new(f"{kind}:{reading.response_id}", surface)
+        key, seen = f"{kind}:{reading.response_id}", scope.sightings
+        if seen is self._ambient:
+            # Outside of all requests an id may come again much later: some vendors have a thousand of them.
+            key = seen.of_customer(key, customer or scope.bound_customer())
+        return seen.is_new(key, surface)
 
     def wants_text(self) -> bool:
         """Whether a reader shall keep an answer's text even where the usage is reported, to count it too.
@@ -241,9 +249,9 @@ class Recorder:
         """Raise an alarm where a prompt would have to be counted, and is too long to be kept."""
         self.telemetry.alarm(
             "middleware.long_prompt",
-            f"a request of more than {self.settings.max_body_bytes} bytes was answered without its usage: the "
-            "answer is billed as counted, its prompt is not; have the provider report it (include_usage), or "
-            "raise LLM_METERING_MAX_BODY_BYTES",
+            f"a request of more than {self.settings.max_body_bytes} bytes was answered without its usage: "
+            "the answer is billed as counted, its prompt is not; have the provider report it "
+            "(include_usage), or raise LLM_METERING_MAX_BODY_BYTES",
         )
 
     def drop(self, id: str | None) -> None:

@@ -8,10 +8,12 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import httpx2
 import pytest
+from llm_metering.capture import claims
 from llm_metering.capture.clients import wrap
 from llm_metering.capture.transport import MeteringTransport
 from openai import OpenAI
@@ -128,3 +130,21 @@ def test_an_answer_of_many_times_what_is_kept_is_read_at_its_end(make_bench: Any
     with httpx2.Client(transport=MeteringTransport(bench, httpx2.MockTransport(give))) as http:
         assert http.post("http://provider/v1/embeddings", json={"input": "Hi"}).content == body
     assert (bench.only().usage.input_total, bench.only().held) == (77, None)
+
+
+class _Once:
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+def test_a_call_that_is_given_up_may_be_closed_in_another_context(bench: Bench) -> None:
+    MeteringTransport(bench)  # type: ignore[arg-type]
+
+    async def call() -> None:
+        with claims.claimed(bench.recorder):
+            await _Once()
+
+    under_way = call()
+    copy_context().run(under_way.send, None)
+    under_way.close()
+    assert not claims.is_claimed(bench.recorder)

@@ -120,6 +120,18 @@ def test_outside_of_a_request_too(home):
     assert home.recorder.record(ANSWER, surface="record") is None
 
 
+def test_outside_of_a_request_an_id_that_comes_again_for_another_customer_is_another_answer(home):
+    for surface, customer in (("decorator", "cus_a"), ("record", "cus_b"), ("record", "cus_a")):
+        home.recorder.record(ANSWER, surface=surface, customer=customer)
+    assert home.books.totals() == {"cus_a": 7, "cus_b": 7}
+
+
+def test_outside_of_a_request_a_layer_that_knows_no_customer_saw_the_same_answer(home):
+    for customer in (None, "cus_b", None):
+        home.recorder.record(ANSWER, surface="record" if customer else "client", customer=customer)
+    assert [record.surface for record in home.books.records] == ["client", "client"]
+
+
 def test_one_surface_that_sees_an_id_twice_saw_two_answers(home):
     for _ in range(2):
         home.recorder.record(ANSWER, surface="client")
