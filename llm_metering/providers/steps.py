@@ -18,6 +18,9 @@ Step = Callable[["StreamTally", Any], None]
 
 def step_of(event: Any, api: str | None) -> tuple[Shape, Step] | None:
     """The shape and step of a stream, told from an event; None where this event does not show it."""
+    e = fields(event)
+    if e.get("object") == "chat.completion.chunk" and _OTHERS.isdisjoint(e):
+        return _CHAT  # as most are
     for key, table in _SIGNS:
         sign = get(event, key)
         if isinstance(sign, str):
@@ -309,6 +312,11 @@ _SIGNS: tuple[tuple[str, tuple[tuple[str, tuple[Shape, Step]], ...]], ...] = (
     ("object", (("thread.", (shapes.RUNS, runs)),)),
 )
 """Beginnings of names in a stream's events, and whose they are."""
+
+_OTHERS = frozenset(
+    (*(key for key, _ in _SIGNS if key != "object"), "event", "data", "token", *_BEDROCK_KEYS)
+)
+"""Fields that chunks of a chat do not have, and whose owner is asked first."""
 
 _STEPS: dict[Shape, Step] = {
     shapes.CHAT: chat,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llm_metering.providers import StreamTally, read_stream
+from llm_metering.providers import StreamTally, more_steps, read_stream, steps
 from llm_metering.usage import Usage, Written
 
 
@@ -244,3 +244,25 @@ def test_the_end_of_a_message_makes_its_usage_final() -> None:
     tally.feed({"type": "message_stop"})
     assert tally.complete
     assert tally.result().usage == Usage(input=20, cached_input=5, output=7)
+
+
+METRICS = {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 1, "outputTokenCount": 1}}
+
+
+@pytest.mark.parametrize(
+    ("more", "step"),
+    [
+        ({}, steps.chat),
+        ({"type": None, "event": None}, steps.chat),
+        ({"type": "response.created"}, steps.responses),
+        ({"event_type": "stream-start"}, steps.cohere),
+        ({"event": "thread.message", "data": {"object": "thread.run"}}, steps.runs),
+        (METRICS, steps.bedrock),
+        ({"token": {"text": "a"}, "generated_text": None}, more_steps.tgi),
+    ],
+)
+def test_what_else_a_chunk_of_a_chat_holds_may_show_whose_it_is(more, step):
+    event = {"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [], **more}
+    found = steps.step_of(event, None)
+    assert found is not None
+    assert found[1] is step
