@@ -127,6 +127,8 @@ class Scope:
     """How many of those were embeddings."""
     seen: Sightings | None = None
     opened: dict[int, ref[OpenStream]] | None = None
+    is_unanswered = False
+    """Whether the resolver did not answer in time while its websocket was open."""
     is_read = False
     """Whether the middleware reads this request's answer."""
     is_call = False

@@ -228,9 +228,11 @@ class MeteringMiddleware:
         if self._holds and kind in LAST and not message.get("more_body") and not is_on_disk(request):
             await self._before_last(request)
         await send(message)
-        if request.parked and kind == "websocket.send":
-            # A connection may last for days: what it used is not kept waiting for its end.
+        if request.parked and kind == "websocket.send" and not request.is_unanswered:
+            # A connection may last for days: what it used is not kept waiting for its end, nor is every
+            # message for a resolver that does not answer.
             await self._settle(request, self._home.settings.commit_timeout_s)
+            request.is_unanswered = bool(request.parked)
 
     def _conversing(self, request: Scope, send: Send) -> tuple[Conversation, Send]:
         """For websockets: what the app says on it is looked at as it passes."""

@@ -198,11 +198,13 @@ class InflatedTally:
 class UsageHider:
     """Takes the event that holds nothing but usage out of the bytes of a chat stream.
 
-    Bytes are given on by whole events, as they came.
+    Bytes are given on by whole events, as they came; of what has no end for long, as far as it came.
     """
 
     def __init__(self) -> None:
         self._held = b""
+        self._is_shown = False
+        """Whether the beginning of what is held was given on."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What may be shown by now."""
@@ -212,16 +214,25 @@ class UsageHider:
         for end in _EVENT_END.finditer(self._held):
             event = self._held[begin : end.end()]
             begin = end.end()
-            if not _is_usage_event(event):
+            if self._is_shown or not _is_usage_event(event):
                 shown.append(event)
+            self._is_shown = False
         self._held = self._held[begin:]
+        if len(self._held) > _LONGEST_USAGE:
+            # No usage is so long; what is shown here may be no stream of events at all.
+            shown.append(self._held[:-_END_BYTES])
+            self._held, self._is_shown = self._held[-_END_BYTES:], True
         return b"".join(shown)
 
     def close(self) -> bytes:
         """What is left at the end."""
         held, self._held = self._held, b""
-        return b"" if _is_usage_event(held) else held
+        return b"" if not self._is_shown and _is_usage_event(held) else held
 
+
+_LONGEST_USAGE = 64 * 1024
+_END_BYTES = 3
+"""An event's end may have begun in so many bytes, and go on in what comes next."""
 
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
 

@@ -286,3 +286,15 @@ def test_a_stream_of_bytes_without_an_end_is_shown_as_far_as_it_came(said):
     event = f"data: {json.dumps(said.chat_events()[1])}".encode()
     assert hider.feed(event) == b""
     assert hider.close() == event
+
+
+@pytest.mark.parametrize("size", [1000, 70_001, 10**9])
+def test_bytes_that_hold_no_event_for_long_are_not_kept_back(size, said):
+    usage = f"data: {json.dumps(said.chat_events()[-1])}\n\n".encode()
+    long = b'data: {"usage": {}, "choices": [1], "x": "' + b"x" * 200_000 + b'"}\n\n'
+    hider, held, got = UsageHider(), 0, b""
+    for at in range(0, len(long), size):
+        got += hider.feed(long[at : at + size])
+        held = max(held, min(at + size, len(long)) - len(got))
+    assert held <= 64 * 1024
+    assert got + hider.feed(usage + b"data: [DONE]\n\n") + hider.close() == long + b"data: [DONE]\n\n"

@@ -275,3 +275,19 @@ def test_a_client_that_hangs_up_in_mid_conversation_is_billed_for_what_was_answe
         ws.recv()
         ws.socket.shutdown(socket.SHUT_RDWR)
     assert home.books.totals() == {"cus_1": 170}
+
+
+def test_a_resolver_that_does_not_answer_holds_up_one_message_of_a_conversation(new_home):
+    asked = []
+
+    async def resolve(connection: Any) -> str:
+        asked.append(connection)
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    home = new_home(resolve, commit_timeout_s=0.1)
+    messages = [json.dumps(each) for each in [done(1), *[{"type": "x", "n": n} for n in range(20)]]]
+    assert heard_by(MeteringMiddleware(talking(*messages), home)) == messages
+    # To name who is billed, while the first message waits, and once more at the end.
+    assert len(asked) <= 4
+    assert (home.books.only.customer, home.books.only.usage.total) == (None, 170)
