@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 
 from .inflating import Damaged, Decompressor, decompressor_of, package_for
 
@@ -97,9 +99,15 @@ class Inflater:
 
 
 def model_in(body: bytes) -> str | None:
-    """The model that a body in JSON names last, if it names one."""
+    """The model that a body in JSON names, if it names one: at its top, where there are several."""
+    if len(body) <= _MOST_PARSED and body.count(b'"model"') > 1:
+        # Deeper inside a client may name another, which it does not use, and would choose its price.
+        with suppress(ValueError, RecursionError, AttributeError):
+            named = json.loads(body).get("model")
+            return named[:200] if isinstance(named, str) and named else None
     found = _MODEL.match(body, max(body.rfind(b'"model"'), 0))
     return found.group(1).decode("utf-8", "replace") if found else None
 
 
+_MOST_PARSED = 1024 * 1024
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')

@@ -188,3 +188,18 @@ async def test_a_providers_stream_on_such_a_path_leaves_a_row_while_it_lasts(new
     await wire.exchange(app, "/api/chat", b'{"model": "llama3", "messages": []}')
     assert home.books.noted
     assert home.books.only.provenance == "partial"
+
+
+async def test_a_model_named_deep_in_a_request_is_not_the_one_that_is_billed(new_home, wire):
+    home = new_home(customer="cus_x")
+    answer = wire.chat()
+    del answer["model"]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    body = b'{"model": "gpt-4o", "messages": [], "metadata": {"model": "gpt-4o-mini"}}'
+    await wire.exchange(MeteringMiddleware(app, home), body=body)
+    assert home.books.only.model == "gpt-4o"
