@@ -108,8 +108,11 @@ def _tap_body(body: Any, tap: BodyTap) -> None:
     """See what is read of botocore's `StreamingBody`, on the response beneath it: all its ways go there."""
     raw = body._raw_stream
     read, close = raw.read, raw.close
+    length = str(getattr(body, "_content_length", None))
+    left = int(length) if length.isdecimal() else None
 
     def read_seen(amt: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        nonlocal left
         try:
             chunk = read(amt, *args, **kwargs)
         except BaseException:
@@ -117,7 +120,9 @@ def _tap_body(body: Any, tap: BodyTap) -> None:
             raise
         if chunk:
             tap.feed(chunk)
-        if amt is None or amt < 0 or (not chunk and amt):
+            left = None if left is None else left - len(chunk)
+        # Who knows how long it is may read that much, and no further.
+        if amt is None or amt < 0 or (not chunk and amt) or left == 0:
             tap.finish()
         return chunk
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..providers import StreamTally, WireTally
@@ -174,6 +175,10 @@ class HttpCall:
     def _tally(self, response: Any) -> ExchangeTally:
         return self._meter.tally(self._route, response.headers)
 
+    def later(self, job: Callable[[], None]) -> None:
+        """Run `job` on a thread of ours. Takes no lock: safe while objects die."""
+        self._meter.recorder.counter.later(job)
+
     def failure(self, exc: Exception) -> None:
         """An error of ours."""
         self._meter.recorder.telemetry.failure("capture.http", exc)
@@ -221,6 +226,11 @@ class BodyTap:
             self._call.whole(b"".join((*self._chunks, *self._ends)), self._headers)
         except Exception as exc:
             self._call.failure(exc)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_finished", True) and (self._chunks or self._headers):
+            with suppress(Exception):  # nobody closed it; what came was paid for all the same
+                self._call.later(self.finish)
 
 
 class ExchangeTally:

@@ -308,7 +308,7 @@ def test_an_invoked_model_counts_by_its_headers_where_its_body_says_nothing(
     assert (record.model, record.provider) == ("mistral.mistral-7b-instruct-v0:2", "bedrock")
 
 
-@pytest.mark.parametrize("way", ["chunks", "lines", "small", "readinto", "iterated"])
+@pytest.mark.parametrize("way", ["chunks", "lines", "small", "readinto", "iterated", "exactly"])
 def test_a_body_counts_however_it_is_read(way: str, bench: Bench, provider: ProviderStub) -> None:
     body = json.dumps({"inputTextTokenCount": 5, "results": [{"tokenCount": 7, "outputText": "Hi"}]}).encode()
     provider.add(Reply(body))
@@ -320,10 +320,26 @@ def test_a_body_counts_however_it_is_read(way: str, bench: Bench, provider: Prov
         "lines": stream.iter_lines,
         "small": lambda: iter(lambda: stream.read(3), b""),
         "iterated": lambda: iter(stream),
+        "exactly": lambda: iter([stream.read(len(body))]),
         "readinto": lambda: iter(_into(stream), b""),
     }
     assert b"".join(read[way]()) == body
     assert bench.sink.tokens() == [(5, 7)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its connection stays open
+@pytest.mark.parametrize("read", [0, 10])
+def test_a_body_that_is_dropped_counts_by_its_headers(
+    read: int, bench: Bench, provider: ProviderStub
+) -> None:
+    headers = {"x-amzn-bedrock-input-token-count": "9", "x-amzn-bedrock-output-token-count": "2"}
+    provider.add(Reply(b'{"outputs": [{"text": "Hello"}]}', headers=headers))
+    answer = wrap(boto(provider.origin), bench.recorder).invoke_model(modelId="mistral.x", body="{}")
+    answer["body"].read(read)
+    del answer
+    gc.collect()
+    bench.drain()
+    assert bench.sink.tokens() == [(9, 2)]
 
 
 def _into(stream: Any) -> Callable[[], bytes]:
