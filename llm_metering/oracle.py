@@ -20,6 +20,9 @@ UNDER_WAY: tuple[State, ...] = ("SENDING", "AMBIGUOUS")
 _SURE_DIGITS = 15
 """Decimals of so many digits survive a double, and Stripe's answers may have passed through one."""
 _MAX_SUMS = 4096
+_MAX_STEPS = 200_000
+"""Thousands of events of one size have few sums, and very many ways to each."""
+_Way = tuple[int, "_Way"] | None
 _EXACT = Context(prec=200)
 
 
@@ -56,18 +59,31 @@ def explanations(
             return [()]
         if same(stripe, whole) and not same(stripe, minus(whole, least)):
             return [tuple(range(len(values)))]
-    # All sums that can be reached, each with a few of the ways that lead there.
-    ways: dict[Decimal, list[tuple[int, ...]]] = {base: [()]}
+    # All sums that can be reached, each with a few of the ways that lead there: the last place, and those
+    # before it.
+    ways: dict[Decimal, list[_Way]] = {base: [None]}
+    steps = 0
     for place, value in enumerate(values):
+        steps += len(ways)
+        if steps > _MAX_STEPS:
+            return None
         reached = {key: list(found) for key, found in ways.items()}
         for key, found in ways.items():
             into = reached.setdefault(_EXACT.add(key, value), [])
-            into += [(*way, place) for way in found][: at_most - len(into)]
+            into += [(place, way) for way in found][: at_most - len(into)]
         if len(reached) > _MAX_SUMS:
             return None
         ways = reached
     fits = [way for key, found in ways.items() if same(stripe, key) for way in found]
-    return fits[:at_most]
+    return [_places(way) for way in fits[:at_most]]
+
+
+def _places(way: _Way) -> tuple[int, ...]:
+    found = []
+    while way is not None:
+        found.append(way[0])
+        way = way[1]
+    return tuple(reversed(found))
 
 
 # What the sums of one minute, and of the day around it, say of the events inside.

@@ -586,3 +586,14 @@ def test_a_thousand_events_settle_in_a_few_visits(world: World) -> None:
     world.rounds(*SOON)
     assert len(visits) < 20
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("stripe", [1, 2000, 3999])
+def test_very_many_events_of_one_size_are_told_apart_by_nobody_and_not_for_long(stripe):
+    # Unbounded, all ways to 4000 sums would be gone through: for hours, and beside requests.
+    assert oracle.explanations(Decimal(0), [Decimal(1)] * 4000, Decimal(stripe)) is None
+
+
+@pytest.mark.parametrize(("stripe", "places"), [(0, ()), (4000, tuple(range(4000)))])
+def test_that_none_or_all_of_them_were_counted_can_be_told(stripe, places):
+    assert oracle.explanations(Decimal(0), [Decimal(1)] * 4000, Decimal(stripe)) == [places]

@@ -304,7 +304,8 @@ def test_who_comes_next_on_a_connection_is_nobody_who_came_before(
 def test_a_connection_that_is_used_again_and_again_holds_no_request_that_is_over(shared):
     before = requests_alive()
     for _ in range(20):
-        shared.send(("/metered/use", "ann", LONG), ("/metered/use", "ann", b"{}"))
+        # Nothing is recorded, or the timers of waiting for the disk would keep some for a while.
+        shared.send(("/metered/ignore", "ann", LONG), ("/metered/ignore", "ann", b"{}"))
         shared.answer()
         shared.answer()
     assert requests_alive() - before < 10
