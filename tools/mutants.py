@@ -53,7 +53,7 @@ MUTANTS = (
     Mutant(
         "freeze before send: the identifier is committed first",
         "ledger/attempts.py",
-        "claims.append(Claim(event, ",
+        "claims.append(_claim(event, ",
         "import os\n            from dataclasses import replace\n"
         "            claims.append(Claim(replace(event, identifier=os.urandom(16).hex()), ",
         ("ledger/test_contract.py::test_the_same_bytes_are_sent_again",),
@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "frozen time and body: a retry is the same bytes",
         "ledger/attempts.py",
-        "claims.append(Claim(event, ",
+        "claims.append(_claim(event, ",
         "from dataclasses import replace\n"
         "            claims.append(Claim(replace(event, timestamp=int(now)), ",
         ("ledger/test_contract.py::test_the_same_bytes_are_sent_again",),
@@ -71,16 +71,16 @@ MUTANTS = (
     Mutant(
         "attempt before send: the intent is committed first",
         "ledger/attempts.py",
-        "        self._write(changes)\n        for row, after",
-        "        for row, after",
+        "        self._write(alike.values())\n        return claims",
+        "        return claims",
         ("ledger/test_contract.py::test_a_claim_is_on_record_before_anything_is_sent",),
         simulated=True,
     ),
     Mutant(
         "fence: an old lease changes nothing",
         "ledger/attempts.py",
-        'if row is None or row[13] != claim.fence or row[6] != "SENDING":',
-        'if row is None or row[6] != "SENDING":',
+        'if known is None or known[2] != claim.fence or known[1].state != "SENDING":',
+        'if known is None or known[1].state != "SENDING":',
         ("ledger/test_contract.py::test_an_old_fence_changes_nothing",),
     ),
     Mutant(

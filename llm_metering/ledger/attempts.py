@@ -14,19 +14,37 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from ..protocols import Claim, Outcome, Transition
+from .._values import maker
+from ..protocols import Claim, Outcome, State, Transition
 from . import rows, states
 
 Pair = tuple[str, str]
 """A customer and a meter: at most one attempt at a time is under way for each."""
 
 Head = tuple[rows.Row, states.Standing]
-"""The row of an event that is to be sent, and where it stands."""
-_Change = tuple[rows.Row, states.Standing, int, float | None]
-"""A row as it was read, where it stands now, its fence and the end of its lease."""
-_Ended = tuple[rows.Row, states.Step, Outcome]
+"""The row of an event that is to be sent, and where it stands; many share the one standing, and with it the
+time of one of them."""
+_UnderWay = tuple[rows.Row, states.Standing, int]
+"""A row as it was read, and where it stands now that it is being sent, and its fence."""
+_Ended = tuple[_UnderWay, states.Step, Outcome]
+
+
+@dataclass(slots=True)
+class _Change:
+    """The rows that are changed alike, as most are: written in one step."""
+
+    state: str
+    fence: int
+    """What stands in the file."""
+    standing: states.Standing
+    new_fence: int
+    lease_until: float | None = None
+    numbers: list[int] = field(default_factory=list)
+
 
 _ROW = f"{rows.EVENT}, seq"
 # An attempt under way stands in its event's row, which says since when and under which fence. A row of its
@@ -66,6 +84,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """How many rows one step reads or writes; few sizes, so that each statement is prepared once."""
 _AHEAD = 128
 """How many rows are read at least, though fewer are wanted now."""
+_claim = maker(Claim)
+_transition = maker(Transition)
 
 
 class Stale(Exception):
@@ -80,7 +100,7 @@ class Attempts:
         self._random = random
         self._after: Pair = ("", "")
         self._ahead: deque[rows.Row] = deque()
-        self._under_way: dict[str, rows.Row] = {}
+        self._under_way: dict[str, _UnderWay] = {}
         self.without: frozenset[str] = frozenset()
         """Event names of which nothing new is sent: their meters are gone."""
 
@@ -114,10 +134,12 @@ class Attempts:
         if limit <= 0:
             return heads
         known: dict[rows.Row, states.Standing | None] = {}
+        oldest = now - states.EXPIRY_S
 
         def sendable(row: rows.Row) -> states.Standing | None:
-            # Many stand alike, and what follows from it is alike.
-            if (alike := _standing(row)) not in known:
+            # Many stand alike but for their time, of which it only matters whether it is too long ago.
+            alike = row[6:13] if row[4] > oldest else row[4:13]
+            if alike not in known:
                 standing = rows.standing_of(row)
                 known[alike] = standing if states.may_send(standing, now=now) else None
             return known[alike]
@@ -141,40 +163,42 @@ class Attempts:
         return heads
 
     def start(self, heads: Sequence[Head], lane: str, now: float, lease_s: float) -> list[Claim]:
-        claims, changes = [], []
-        known: dict[int, states.Standing] = {}
+        claims = []
+        alike: dict[tuple[int, int], _Change] = {}
         for row, before in heads:
-            after = known.get(id(before))
-            if after is None:
-                after = known[id(before)] = states.started(before, now=now)
-            fence = row[13] + 1
+            change = alike.get((id(before), row[13]))
+            if change is None:
+                change = alike[id(before), row[13]] = _Change(
+                    before.state, row[13], states.started(before, now=now), row[13] + 1, now + lease_s
+                )
+            change.numbers.append(row[14])
+            after, fence = change.standing, change.new_fence
             event = rows.event_of(row)
-            claims.append(Claim(event, after.attempts, fence, lane, before.first_ambiguous_at))
-            changes.append((row, after, fence, now + lease_s))
-        self._write(changes)
-        for row, after, fence, _ in changes:
-            self._under_way[row[0]] = (*row[:6], *_columns(after), fence, row[14])
+            claims.append(_claim(event, after.attempts, fence, lane, before.first_ambiguous_at))
+            self._under_way[row[0]] = row, after, fence
+        self._write(alike.values())
         return claims
 
     def finish(self, results: Sequence[tuple[Claim, Outcome]], now: float) -> list[Transition | None]:
         found = self._known([claim.event.identifier for claim, _ in results])
         told: list[Transition | None] = []
         ended: list[_Ended] = []
-        accepted: dict[rows.Row, states.Step] = {}
+        accepted: dict[int, states.Step] = {}
         for claim, outcome in results:
-            row = found.get(claim.event.identifier)
-            if row is None or row[13] != claim.fence or row[6] != "SENDING":
+            known = found.get(claim.event.identifier)
+            if known is None or known[2] != claim.fence or known[1].state != "SENDING":
                 told.append(None)
                 continue
             del found[claim.event.identifier]  # an attempt ends once
-            alike = _standing(row)
-            step = accepted.get(alike) if outcome.kind == "accepted" else None
+            row, standing, _ = known
+            step = accepted.get(id(standing)) if outcome.kind == "accepted" else None
             if step is None:
-                step = states.ended(rows.standing_of(row), outcome, now=now, random=self._random)
+                own = replace(standing, timestamp=row[4])
+                step = states.ended(own, outcome, now=now, random=self._random)
             if outcome.kind == "accepted":
-                accepted[alike] = step
-            ended.append((row, step, outcome))
-            told.append(_transition(row, step))
+                accepted[id(standing)] = step
+            ended.append((known, step, outcome))
+            told.append(_moved(row[0], standing.state, step))
         self._end(ended, now)
         return told
 
@@ -191,8 +215,8 @@ class Attempts:
             (now - states.HORIZON_S, now - states.EXPIRY_S),
         )
         aged = [(row, step) for row in old if (step := states.aged(rows.standing_of(row), now=now))]
-        self._write((row, step.standing, row[13], None) for row, step in aged)
-        return changed + [_transition(row, step) for row, step in aged]
+        self._write(_Change(row[6], row[13], step.standing, row[13], None, [row[14]]) for row, step in aged)
+        return changed + [_moved(row[0], row[6], step) for row, step in aged]
 
     def set_clock_back(self, by_s: float, *, doubt_s: float | None = None) -> None:
         """As `states.clock_set_back`, for all that waits or is being sent."""
@@ -214,12 +238,13 @@ class Attempts:
     def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[rows.Row]:
         return self._db.execute(f"SELECT {_ROW} FROM meter_event WHERE {where} {more}", values).fetchall()
 
-    def _known(self, identifiers: Sequence[str]) -> dict[str, rows.Row]:
-        """The rows of these events; those under way are known, others are read."""
-        found = {i: row for i in identifiers if (row := self._under_way.pop(i, None)) is not None}
+    def _known(self, identifiers: Sequence[str]) -> dict[str, _UnderWay]:
+        """Where these events stand; those under way are known, others are read."""
+        found = {i: known for i in identifiers if (known := self._under_way.pop(i, None)) is not None}
         if others := [i for i in identifiers if i not in found]:
             for some in _parts(others):
-                found |= {row[0]: row for row in self._events(f"identifier IN ({_marks(some)})", some)}
+                read = self._events(f"identifier IN ({_marks(len(some))})", some)
+                found |= {row[0]: (row, rows.standing_of(row), row[13]) for row in read}
         return found
 
     def _round(self, now: float, limit: int, heads: Sequence[Head]) -> Iterator[rows.Row]:
@@ -250,53 +275,56 @@ class Attempts:
         return (group[-1][2], group[-1][1]) if len(group) == count else None
 
     def _crash(self, where: str, values: Sequence[Any], now: float) -> list[Transition]:
-        crashed = []
+        crashed: list[_Ended] = []
         for row in self._events(where, values):
-            step = states.crashed(rows.standing_of(row), now=now)
-            crashed.append((row, step, Outcome("ambiguous", message=step.standing.reason)))
+            before = rows.standing_of(row)
+            step = states.crashed(before, now=now)
+            outcome = Outcome("ambiguous", message=step.standing.reason)
+            crashed.append(((row, before, row[13]), step, outcome))
         self._end(crashed, now)
-        return [_transition(row, step) for row, step, _ in crashed]
+        return [_moved(row[0], before.state, step) for (row, before, _), step, _ in crashed]
 
     def _end(self, ended: Sequence[_Ended], now: float) -> None:
         """Attempts end, each the latest of its event."""
-        self._write((row, step.standing, row[13], None) for row, step, _ in ended)
-        attempts = [
-            (row[0], row[7], row[13], row[8], now, o.kind, o.status, o.code, o.message, o.request_id)
-            for row, _, o in ended
-        ]
+        alike: dict[tuple[int, int], _Change] = {}
+        attempts = []
+        for (row, before, fence), step, o in ended:
+            change = alike.get((id(step), fence))
+            if change is None:
+                change = alike[id(step), fence] = _Change(before.state, fence, step.standing, fence)
+            change.numbers.append(row[14])
+            attempts.append(
+                (
+                    row[0], before.attempts, fence, before.attempt_started_at, now, o.kind, o.status, o.code,
+                    o.message, o.request_id,
+                )
+            )  # fmt: skip
+        self._write(alike.values())
         rows.insert(self._db, _END, _END_TAIL, attempts)
 
     def _write(self, changes: Iterable[_Change]) -> None:
-        """Write where events stand; those that stand alike, as most do, in one step."""
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        kept = list(changes)  # so that no two of them have the same id
-        for row, standing, fence, lease_until in kept:
-            alike.setdefault((id(standing), fence, lease_until, row[6], row[13]), []).append(row[14])
-        known = {id(standing): standing for _, standing, _, _ in kept}
-        for (which, *more), numbers in alike.items():
-            values = (*_columns(known[which]), *more)
-            for some in _parts(numbers):
-                done = self._db.execute(f"{_WRITE} AND seq IN ({_marks(some)})", (*values, *some))
+        """Write where events stand."""
+        for change in changes:
+            values = (
+                *_columns(change.standing), change.new_fence, change.lease_until, change.state, change.fence,
+            )  # fmt: skip
+            for some in _parts(change.numbers):
+                done = self._db.execute(_write_of(len(some)), (*values, *some))
                 if done.rowcount != len(set(some)):
                     raise Stale
 
 
-def _standing(row: rows.Row) -> rows.Row:
-    """The columns that say where it stands: its time, and its state and what goes with that."""
-    return row[4:5] + row[6:13]
-
-
 def _columns(s: states.Standing) -> rows.Row:
-    """The same columns, but for its time."""
+    """The columns that say where an event stands."""
     return (
         s.state, s.attempts, s.attempt_started_at, s.first_ambiguous_at, s.next_attempt_at, s.backoff_s,
         s.reason,
     )  # fmt: skip
 
 
-def _transition(row: rows.Row, step: states.Step) -> Transition:
+def _moved(identifier: str, before: State, step: states.Step) -> Transition:
     after = step.standing
-    return Transition(row[0], row[6], after.state, after.reason, step.alarm, after.next_attempt_at)
+    return _transition(identifier, before, after.state, after.reason, step.alarm, after.next_attempt_at)
 
 
 def _parts(items: Sequence[Any]) -> Iterator[list[Any]]:
@@ -307,5 +335,10 @@ def _parts(items: Sequence[Any]) -> Iterator[list[Any]]:
         yield part + part[-1:] * (size - len(part))
 
 
-def _marks(items: Sequence[Any]) -> str:
-    return ",".join("?" * len(items))
+@lru_cache
+def _write_of(count: int) -> str:
+    return f"{_WRITE} AND seq IN ({_marks(count)})"
+
+
+def _marks(count: int) -> str:
+    return ",".join("?" * count)

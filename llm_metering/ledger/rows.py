@@ -6,11 +6,13 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
+from .._values import maker
 from ..protocols import Entry, EventRow, State
 from ..usage import LEAVES, Line, MeterEvent, Usage, UsageRecord
 from .freezing import LATEST
@@ -37,6 +39,7 @@ _decode = json.JSONDecoder().raw_decode
 _key_of: Callable[[Line], _Key] = attrgetter(
     "event_name", "dimensions", "customer_key", "value_key", "aggregation"
 )
+_meter_event = maker(MeterEvent)
 _MAX_CACHED = 4096
 STEP = 64
 """The most rows of one step: 64 of 13 columns stay below the 999 parameters of older SQLites."""
@@ -178,11 +181,16 @@ def insert(db: sqlite3.Connection, head: str, tail: str, values: Sequence[Row]) 
     for size in _SIZES:
         while len(values) - place >= size:
             some = values[place : place + size]
-            marks = ",".join([f"({','.join('?' * len(some[0]))})"] * size)
-            done = db.execute(f"{head} VALUES {marks} {tail}", tuple(chain.from_iterable(some)))
+            done = db.execute(_insert_of(head, tail, len(some[0]), size), tuple(chain.from_iterable(some)))
             last = done.lastrowid or last
             place += size
     return last
+
+
+@lru_cache
+def _insert_of(head: str, tail: str, columns: int, count: int) -> str:
+    marks = ",".join([f"({','.join('?' * columns)})"] * count)
+    return f"{head} VALUES {marks} {tail}"
 
 
 _STEP_OF_COUNTS = """
@@ -233,7 +241,7 @@ def record_of(row: Sequence[Any]) -> UsageRecord:
 def event_of(row: Sequence[Any]) -> MeterEvent:
     """A meter event from the columns of `EVENT`."""
     identifier, event_name, customer, value, timestamp, payload = row[:6]
-    return MeterEvent(
+    return _meter_event(
         identifier, event_name, customer, Decimal(value), timestamp, MappingProxyType(_decode(payload)[0])
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import select
 import time
 from collections.abc import Callable
 from dataclasses import field
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from .._redact import mask
-from .._values import dataclass
+from .._values import dataclass, maker
 from ..errors import ConfigurationError
 from .threads import last_moment
 
@@ -46,10 +47,13 @@ class Answer:
 
     status: int
     headers: dict[str, str]
-    """By lower-case name; the last of several wins."""
+    """Those that say something to us, by lower-case name; the last of several wins."""
     body: bytes = b""
     whole: bool = True
     """Whether the body was read to its end."""
+
+
+_answer = maker(Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,11 @@ def endpoint_of(url: str) -> Endpoint:
 
 
 class Connection:
-    """One exchange at a time. It connects when needed and again when the server has closed it."""
+    """One exchange at a time. It connects when needed and again when the server has closed it.
+
+    Its socket never blocks: it is tried, and waited for only where it was not ready. A socket with a time-out
+    is waited for before each try, and each wait hands the interpreter to other threads.
+    """
 
     def __init__(
         self,
@@ -198,17 +206,23 @@ class Connection:
         # A plain socket that refuses the first write has taken nothing. Under TLS that is not as plain.
         sent = self._endpoint.secure
         try:
-            sock.settimeout(self._left(deadline))
             first = request if halfway is None else request[: len(request) // 2]
-            done = sock.send(first)
+            done = self._send_some(sock, first, deadline)
             sent = True
             if halfway is not None:
                 halfway()
             while done < len(request):
-                sock.settimeout(self._left(deadline))
-                done += sock.send(request[done:])
+                done += self._send_some(sock, request[done:], deadline)
         except OSError as exc:
             raise NoAnswer(sent, exc) from exc
+
+    def _send_some(self, sock: socket.socket, data: bytes, deadline: float) -> int:
+        while True:
+            left_s = self._left(deadline)
+            try:
+                return sock.send(data)
+            except OSError as exc:
+                _wait(sock, exc, select.POLLOUT, left_s)
 
     def _is_alive(self) -> bool:
         sock = self._sock
@@ -218,11 +232,10 @@ class Connection:
             self.close()
             return False
         try:
-            sock.settimeout(0)
             sock.recv(1)
         except OSError as exc:
-            # Nothing to read is what a healthy idle connection says; under TLS it is SSLWantReadError.
-            if isinstance(exc, BlockingIOError) or type(exc).__name__ == "SSLWantReadError":
+            # Nothing to read is what a healthy idle connection says.
+            if type(exc).__name__ in ("BlockingIOError", "SSLWantReadError"):
                 return True
         # The end, or bytes that belong to no request of ours.
         self.close()
@@ -246,12 +259,13 @@ class Connection:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if not endpoint.secure:
-                return sock
-            if endpoint.proxy is not None:
-                self._tunnel(sock, endpoint.proxy, deadline)
-            sock.settimeout(self._left(deadline))
-            return self._context().wrap_socket(sock, server_hostname=endpoint.host)
+            if endpoint.secure:
+                if endpoint.proxy is not None:
+                    self._tunnel(sock, endpoint.proxy, deadline)
+                sock.settimeout(self._left(deadline))
+                sock = self._context().wrap_socket(sock, server_hostname=endpoint.host)
+            sock.settimeout(0)
+            return sock
         except BaseException:
             sock.close()
             raise
@@ -282,6 +296,7 @@ class Connection:
             lines.append(f"Proxy-Authorization: {proxy.authorization}")
         sock.settimeout(self._left(deadline))
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        sock.settimeout(0)
         head, _ = self._read_head(sock, b"", deadline)
         status, _, _ = _parse_head(head)
         if status != 200:
@@ -305,7 +320,7 @@ class Connection:
         if not (persistent and whole and not left_over and status < 500 and status != 408):
             self.close()
         self._used_at = self._monotonic()
-        return Answer(status, headers, body, whole)
+        return _answer(status, headers, body, whole)
 
     def _read_head(self, sock: socket.socket, data: bytes, deadline: float) -> tuple[bytes, bytes]:
         while True:
@@ -341,11 +356,16 @@ class Connection:
         return data, False, True
 
     def _recv(self, sock: socket.socket, deadline: float) -> bytes:
-        sock.settimeout(self._left(deadline))
-        data = sock.recv(65536)
-        if not data:
-            raise _Closed("the server closed the connection")
-        return data
+        while True:
+            left_s = self._left(deadline)
+            try:
+                data = sock.recv(65536)
+            except OSError as exc:
+                _wait(sock, exc, select.POLLIN, left_s)
+                continue
+            if not data:
+                raise _Closed("the server closed the connection")
+            return data
 
     def _left(self, deadline: float) -> float:
         left = deadline - self._monotonic()
@@ -363,19 +383,39 @@ class _Closed(ConnectionError, EOFError):
     """The other side closed the connection."""
 
 
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\Z")
+def _wait(sock: socket.socket, exc: OSError, events: int, left_s: float) -> None:
+    """Until a socket that was not ready is; anything else that it says is raised."""
+    name = type(exc).__name__  # those of TLS are not imported where there is none
+    if name == "SSLWantReadError":
+        events = select.POLLIN
+    elif name == "SSLWantWriteError":
+        events = select.POLLOUT
+    elif name != "BlockingIOError":
+        raise exc
+    ready = select.poll()
+    ready.register(sock, events)
+    if not ready.poll(left_s * 1000):
+        raise TimeoutError("timed out")
+
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?(?=\r\n|\Z)")
+# Of the two dozen headers of an answer a few say something to us.
+_HEADERS = re.compile(
+    rb"\r\n[ \t]*(connection|content-length|location|request-id|retry-after|stripe-should-retry"
+    rb"|transfer-encoding)[ \t]*:([^\r]*(?:\r(?!\n)[^\r]*)*)",
+    re.IGNORECASE,
+)
 
 
 def _parse_head(head: bytes) -> tuple[int, bool, dict[str, str]]:
     """Status, whether the connection may be used again, headers."""
-    first, *lines = head.split(b"\r\n")
-    match = _STATUS.match(first)
+    match = _STATUS.match(head)
     if match is None:
-        raise ValueError(f"not an HTTP answer: {first[:40]!r}")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(b":")
-        headers[name.strip().lower().decode("latin-1")] = value.strip().decode("latin-1")
+        raise ValueError(f"not an HTTP answer: {head[:40]!r}")
+    headers = {
+        name.lower().decode("latin-1"): value.strip().decode("latin-1")
+        for name, value in _HEADERS.findall(head)
+    }
     connection = headers.get("connection", "").lower()
     persistent = "keep-alive" in connection if match[1] == b"0" else "close" not in connection
     return int(match[2]), persistent, headers

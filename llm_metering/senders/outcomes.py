@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._redact import one_line
+from .._values import maker
 from ..protocols import Outcome, OutcomeKind
 
 DUPLICATE = "An event already exists with identifier"
@@ -43,6 +44,8 @@ def outcome_of(
         whole: Whether the body was read to its end.
         identifier: The event's, to be compared with the one that the answer names.
     """
+    if status == 200 and whole and identifier is not None and _names(body, identifier):
+        return _outcome("accepted", status, None, None, _text(headers.get("request-id")))
     content = _parsed(body) if whole else None
     error = _error(content)
     kind, note = _kind(status, headers, content, error, whole=whole, identifier=identifier)
@@ -55,6 +58,17 @@ def outcome_of(
         request_id=_text(headers.get("request-id")),
         retry_after_s=_retry_after_s(headers.get("retry-after"), now),
     )
+
+
+_outcome = maker(Outcome)
+
+
+def _names(body: bytes, identifier: str) -> bool:
+    """Whether this is plainly the answer to this event, as nearly every one is. It is looked for as Stripe
+    writes it, at a tenth of what reading all of it takes."""
+    at = body.find(b'"identifier": "')
+    name = identifier.encode()
+    return at >= 0 and body.startswith(name, at + 15) and body.startswith(b'"', at + 15 + len(name))
 
 
 def outcome_of_failure(error: BaseException, *, sent: bool) -> Outcome:

@@ -14,7 +14,6 @@ one of them, a second event under the same identifier included, is found later. 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from .stripe_v1 import (
     StripeSender,
     checked_endpoint,
     checked_key,
+    fresh_key,
     headers_of,
     mode_of,
     tls_context,
@@ -178,7 +178,7 @@ class StripeStream:
         session = self._current_session()
         if isinstance(session, Outcome):
             return session
-        request = session.head % (os.urandom(16).hex().encode(), len(body)) + body
+        request = session.head % (fresh_key(), len(body)) + body
         try:
             answer = self._events.exchange(request, self._timeout_s, HALFWAY)
         except NoAnswer as exc:
@@ -211,9 +211,7 @@ class StripeStream:
 
     def _new_session(self, mono: float) -> _Session | Outcome:
         try:
-            answer = self._api.exchange(
-                self._ask % (os.urandom(16).hex().encode(), 2) + b"{}", self._timeout_s
-            )
+            answer = self._api.exchange(self._ask % (fresh_key(), 2) + b"{}", self._timeout_s)
         except NoAnswer as exc:
             return replace(outcome_of_failure(exc.cause, sent=False), message=f"no session: {exc.cause}")
         outcome = self._outcome_of(answer)

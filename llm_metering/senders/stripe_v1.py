@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus
 
@@ -24,7 +25,7 @@ from ..usage import MeterEvent
 from .connection import Answer, Connection, Endpoint, NoAnswer, endpoint_of
 from .outcomes import outcome_of, outcome_of_failure
 from .pool import Pool
-from .threads import Begun
+from .threads import Begun, begun
 
 if TYPE_CHECKING:
     import ssl
@@ -87,11 +88,11 @@ class StripeSender:
 
     def begin(self, event: MeterEvent) -> Begun:
         """Send an event, and read later what becomes of it: several may be under way on one thread."""
-        begun = self._begun(event)
-        if isinstance(begun, Outcome):
-            return Begun(-1, 0.0, lambda: begun)
-        _, connection = begun
-        return Begun(connection.fileno(), connection.left_s, partial(self._ended, begun))
+        sent = self._begun(event)
+        if isinstance(sent, Outcome):
+            return begun(-1, 0.0, lambda: sent)
+        _, connection = sent
+        return begun(connection.fileno(), connection.left_s, partial(self._ended, sent))
 
     def check(self) -> Outcome:
         """Ask Stripe whose the key is. The outcome's message is the account and mode, or what is wrong."""
@@ -116,7 +117,7 @@ class StripeSender:
 
     def _begun(self, event: MeterEvent) -> tuple[str, Connection] | Outcome:
         body = form_of(event)
-        head = self._heads["POST"] % (os.urandom(16).hex().encode(), len(body))
+        head = self._heads["POST"] % (fresh_key(), len(body))
         try:
             return event.identifier, self._pool.begin(head + body, self._timeout_s, HALFWAY)
         except NoAnswer as exc:
@@ -152,12 +153,25 @@ class StripeSender:
 
 def form_of(event: MeterEvent) -> bytes:
     """The request's body: the same bytes for the same event, always."""
-    quote = quoted
+    keys, values = event.payload.keys(), event.payload.values()
+    all_plain = _is_plain("".join((event.event_name, event.identifier, *keys, *values)))
+    quote = str if all_plain else quoted
     payload = "".join(f"&payload[{quote(k)}]={quote(v)}" for k, v in event.payload.items())
     return (
         f"event_name={quote(event.event_name)}&identifier={quote(event.identifier)}"
         f"&timestamp={event.timestamp:d}{payload}"
     ).encode("ascii")
+
+
+def fresh_key() -> bytes:
+    """An idempotency key that no other request has, in whichever process."""
+    return b"%s-%x-%x-%x" % (_OF_THIS_PROCESS, os.getpid(), time.time_ns(), next(_numbers))
+
+
+_OF_THIS_PROCESS = os.urandom(12).hex().encode()
+# A forked child has both of these from its parent, and a number of its own. Random bytes for each request
+# would be one more moment in which other threads take the interpreter.
+_numbers = count()
 
 
 def quoted(text: str) -> str:

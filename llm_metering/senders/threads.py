@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from .._failpoints import failpoint
 from .._redact import one_line
-from .._values import dataclass
+from .._values import dataclass, maker
 from ..protocols import Claim, Outcome, Sender, Telemetry
 from ..usage import MeterEvent
 
@@ -41,6 +41,9 @@ class Ended:
     claims: tuple[Claim, ...]
     outcomes: tuple[Outcome, ...]
 
+
+begun = maker(Begun)
+_ended = maker(Ended)
 
 last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
 
@@ -180,29 +183,30 @@ class SendingThreads:
                 return
             claims, claimed_at = job
             if self._is_too_late(job):
-                self._tell(_not_begun(claims))
+                self._tell([_not_begun(claims)])
             elif claims and self._begin is not None:
                 self._side_by_side(self._begin, job)
             else:
                 with no_byte_after(claimed_at + self.TOO_LATE_S if claims else math.inf):
                     outcomes = self._outcomes(claims)
-                self._tell(Ended(claims, outcomes))
+                self._tell([Ended(claims, outcomes)])
 
     def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: _Job) -> None:
         """This job, and others that wait, over connections of their own."""
         waiting: dict[int, tuple[tuple[Claim, ...], Begun]] = {}
         slow_at = time.monotonic() + self.SLOW_S
         more: _Job | None = job
-        while more is not None:
-            claims, claimed_at = more
-            with no_byte_after(claimed_at + self.TOO_LATE_S):
-                begun = self._begun(begin, claims[0].event)
-            if begun.fileno < 0:
-                self._tell(Ended(claims, (begun.end(),)))
-            else:
-                waiting[begun.fileno] = claims, begun
-            is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
-            more = self._another() if is_time else None
+        with no_byte_after(job[1] + self.TOO_LATE_S):
+            while more is not None:
+                claims, claimed_at = more
+                last_moment.set(claimed_at + self.TOO_LATE_S)
+                sent = self._begun(begin, claims[0].event)
+                if sent.fileno < 0:
+                    self._tell([_ended(claims, (sent.end(),))])
+                else:
+                    waiting[sent.fileno] = claims, sent
+                is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
+                more = self._another() if is_time else None
         if waiting:
             self._read(waiting)
 
@@ -218,7 +222,7 @@ class SendingThreads:
                 return None
             if not self._is_too_late(job):
                 return job
-            self._tell(_not_begun(job[0]))
+            self._tell([_not_begun(job[0])])
 
     def _is_too_late(self, job: _Job) -> bool:
         claims, claimed_at = job
@@ -244,11 +248,13 @@ class SendingThreads:
                 time.sleep(self.COMPANY_S)
                 ready = answers.poll(0)
             # Where the time is out, each says so for itself.
+            read = []
             for fileno in [f for f, _ in ready] or list(waiting):
                 answers.unregister(fileno)
                 job, begun = waiting.pop(fileno)
-                self._tell(Ended(job, (self._safely(begun.end),)), wake=False)
-                is_told = False
+                read.append(_ended(job, (self._safely(begun.end),)))
+            self._tell(read, wake=False)
+            is_told = False
 
     def _begun(self, begin: Callable[[MeterEvent], Begun], event: MeterEvent) -> Begun:
         try:
@@ -268,13 +274,14 @@ class SendingThreads:
         self._telemetry.failure("delivery.sender", exc)
         return Outcome("ambiguous", message=one_line(f"the sender raised {type(exc).__name__}"))
 
-    def _tell(self, ended: Ended, *, wake: bool = True) -> None:
+    def _tell(self, ended: list[Ended], *, wake: bool = True) -> None:
         failpoint("after_response")
         with self._changed:
-            self._under_way -= 1
-            self._ended.append(ended)
+            is_first = not self._ended
+            self._under_way -= len(ended)
+            self._ended += ended
             # The first result wakes the flusher, the last ends its gathering.
-            if (wake and len(self._ended) == 1) or not self._under_way:
+            if (wake and is_first) or not self._under_way:
                 self._changed.notify()
 
     def _hear(self) -> None:

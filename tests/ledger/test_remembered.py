@@ -219,10 +219,14 @@ class Life:
             pairs.update((row[2], row[1]) for row in there.values() if row[6] == "SENDING")
             kept = lane.attempts
             # A write names state and fence; so whatever else is remembered must follow from those.
-            for row in (*kept._ahead, *kept._under_way.values()):
+            sending = [
+                (*row[:6], *attempts._columns(standing), fence, row[14])
+                for row, standing, fence in kept._under_way.values()
+            ]
+            for row in (*kept._ahead, *sending):
                 found = there[row[0]]
                 assert (row[6], row[13]) != (found[6], found[13]) or row == found
-            for row in kept._under_way.values():
+            for row in sending:
                 assert row[6] == "SENDING"
             written, tried = lane.tries, sum(row[7] for row in there.values())
             assert written <= tried, "the mark speaks of attempts that the file does not hold"
