@@ -104,6 +104,9 @@ def timestamp_of(draft: Draft, *, now: float) -> int:
     return min(int(draft.last_used_at // 1), int(now // 1))
 
 
+_UNKNOWN = ("", "")
+
+
 class Payloads:
     """Payloads as JSON, for many events of few keys: what a key adds is written once."""
 
@@ -113,9 +116,9 @@ class Payloads:
     def json(self, draft: Draft, value: str) -> str:
         """The payload of the event that `meter_event` makes of a draft with this value."""
         key = draft.key
-        if key not in self._heads:
-            self._heads[key] = _head(key)
-        head = self._heads[key]
+        head = self._heads.get(key, _UNKNOWN)
+        if head is _UNKNOWN:
+            head = self._heads[key] = _head(key)
         if head is None:
             return _encode(_payload(key, draft.customer, value))
         return f'{head[0]}{_quoted(draft.customer)}{head[1]}"{value}"}}'

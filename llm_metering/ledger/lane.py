@@ -21,6 +21,7 @@ from ..protocols import Claim, Entry, EventRow, Outcome, Progress, Transition
 from . import clocks, rows, states, verdicts
 from .attempts import Attempts, Pair, Stale
 from .freezing import Draft, Payloads, bucket_of, checked, drafts, in_turns, timestamp_of
+from .identifiers import identifiers
 from .lines import LineKey, plain
 from .rulings import Rulings
 from .suspicion import Kept, suspect
@@ -233,11 +234,12 @@ class Lane:
         ordered = in_turns(made)
         for place in range(0, len(ordered), rows.STEP):
             values = []
-            for draft in ordered[place : place + rows.STEP]:
+            some = ordered[place : place + rows.STEP]
+            for draft, identifier in zip(some, identifiers(self._new_id, len(some)), strict=True):
                 value = plain(draft.value)
                 values.append(
                     (
-                        checked(self._new_id()), freeze, self._keys.number(draft.key), draft.customer,
+                        checked(identifier), freeze, self._keys.number(draft.key), draft.customer,
                         draft.key.event_name, value, timestamp_of(draft, now=now),
                         payloads.json(draft, value), now, now, "PENDING",
                     )
@@ -383,13 +385,13 @@ class Lane:
 
     def pause_meter(self, event_name: str, why: str | None) -> None:
         paused = self.paused_meters()
-        if paused.get(event_name) == why:
-            return
-        if why is None:
-            del paused[event_name]
-        else:
-            paused[event_name] = why
-        self.set_meta(_PAUSED, json.dumps(paused) if paused else None)
+        if paused.get(event_name) != why:
+            if why is None:
+                del paused[event_name]
+            else:
+                paused[event_name] = why
+            self.set_meta(_PAUSED, json.dumps(paused) if paused else None)
+        # Also where the file says so already: a write that failed may have been done all the same.
         self.attempts.without = frozenset(paused)
 
     def paused_meters(self) -> dict[str, str]:

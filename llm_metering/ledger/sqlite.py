@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random as dice
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
@@ -43,6 +42,7 @@ from .attempts import Pair
 from .clocks import ReadBoot, this_boot
 from .handover import Handover
 from .histories import Aside
+from .identifiers import new_identifier
 from .lane import Lane
 from .lanes import Lanes
 from .room import BALLAST_BYTES, Room
@@ -54,15 +54,6 @@ T = TypeVar("T")
 
 ADOPT_AFTER_S = 5.0
 _BAD_VALUE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
-
-
-def new_identifier() -> str:
-    """32 hexadecimal digits, no two the same: the moment in milliseconds, then 80 random bits.
-
-    Rows of identifiers that were made together lie together, and what is sent together is then written in
-    a few pages of the file rather than in one each.
-    """
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def _translated(

@@ -70,6 +70,9 @@ class SendingThreads:
     at once one thread is faster than eight, and leaves the interpreter to those who serve requests. Where
     the sender can, a thread has several requests under way: it begins all that wait, and reads the answers
     as they come. One that takes long to begin is the last, so that no answer waits for a name look-up.
+
+    What is handed in together calls one thread, which calls the next where it leaves something: so one thread
+    has what one thread can do, however many a slow moment has started.
     """
 
     TOGETHER = 8
@@ -92,7 +95,10 @@ class SendingThreads:
         self._begin = _begin_of(sender)
         self._limit = limit
         self._telemetry = telemetry
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: deque[_Job] = deque()
+        self._calls: SimpleQueue[bool] = SimpleQueue()
+        """True for a thread to look for jobs, False for one to end."""
+        self._called = False
         self._ended: deque[Ended] = deque()
         self._changed = threading.Condition()
         self._threads = 0
@@ -104,7 +110,8 @@ class SendingThreads:
         """One request with these claims; with none it is a `check`. Never blocks."""
         with self._changed:
             self._under_way += 1
-            self._jobs.put((tuple(claims), time.time() if self._turn_at is None else self._turn_at))
+            self._jobs.append((tuple(claims), time.time() if self._turn_at is None else self._turn_at))
+            self._call()
             if not self._threads:
                 self._spawn()
 
@@ -119,15 +126,11 @@ class SendingThreads:
     def recall(self) -> list[tuple[Claim, ...]]:
         """Take back the jobs that no thread has begun."""
         recalled: list[tuple[Claim, ...]] = []
-        try:
-            while True:
-                job = self._jobs.get_nowait()
-                if job is not None:
-                    recalled.append(job[0])
-        except Empty:
-            with self._changed:
-                self._under_way -= len(recalled)
-            return recalled
+        while (job := self._next()) is not None:
+            recalled.append(job[0])
+        with self._changed:
+            self._under_way -= len(recalled)
+        return recalled
 
     def wait(self, timeout_s: float) -> None:
         """Until something has ended, someone called `wake`, or the time is out."""
@@ -149,16 +152,16 @@ class SendingThreads:
         """Let the threads end once they are done."""
         with self._changed:
             for _ in range(self._threads):
-                self._jobs.put(None)
+                self._calls.put(False)
 
     def _pause(self, deadline: float) -> bool:
         """Wait for a change, a thread short or the deadline; False when that has passed."""
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        short = bool(self._jobs.qsize()) and self._threads < self._limit
+        short = bool(self._jobs) and self._threads < self._limit
         changed = self._changed.wait(min(left, self.SPAWN_AFTER_S) if short else left)
-        if short and not changed and self._jobs.qsize() and self._threads < self._limit:
+        if short and not changed and self._jobs and self._threads < self._limit:
             self._spawn()
         return True
 
@@ -173,11 +176,10 @@ class SendingThreads:
 
     def _work(self) -> None:
         while True:
-            try:
-                job = self._jobs.get(timeout=self.IDLE_S)
-            except Empty:
-                job = None
+            job = self._next()
             if job is None:
+                if self._is_called():
+                    continue
                 with self._changed:
                     self._threads -= 1
                 return
@@ -187,9 +189,35 @@ class SendingThreads:
             elif claims and self._begin is not None:
                 self._side_by_side(self._begin, job)
             else:
+                self._call_another()
                 with no_byte_after(claimed_at + self.TOO_LATE_S if claims else math.inf):
                     outcomes = self._outcomes(claims)
                 self._tell([Ended(claims, outcomes)])
+
+    def _next(self) -> _Job | None:
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            return None
+
+    def _call(self) -> None:
+        if not self._called:
+            self._called = True
+            self._calls.put(True)
+
+    def _call_another(self) -> None:
+        """What one thread leaves is for others."""
+        if self._jobs:
+            self._call()
+
+    def _is_called(self) -> bool:
+        """Wait to be called; False if it is time to end."""
+        try:
+            is_called = self._calls.get(timeout=self.IDLE_S)
+        except Empty:
+            return False
+        self._called = False  # and then looks for jobs: what is handed in meanwhile is found or calls again
+        return is_called
 
     def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: _Job) -> None:
         """This job, and others that wait, over connections of their own."""
@@ -207,22 +235,20 @@ class SendingThreads:
                     waiting[sent.fileno] = claims, sent
                 is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
                 more = self._another() if is_time else None
+        self._call_another()
         if waiting:
             self._read(waiting)
 
     def _another(self) -> _Job | None:
         """Another event to be sent, None if none waits."""
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                return None
-            if job is None or not job[0]:
-                self._jobs.put(job)  # a check, or the word to end: not now
+        while (job := self._next()) is not None:
+            if not job[0]:
+                self._jobs.appendleft(job)  # a check: not now
                 return None
             if not self._is_too_late(job):
                 return job
             self._tell([_not_begun(job[0])])
+        return None
 
     def _is_too_late(self, job: _Job) -> bool:
         claims, claimed_at = job

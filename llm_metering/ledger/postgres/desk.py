@@ -12,8 +12,8 @@ from typing import Literal
 
 from ...decisions import MAX_SUBJECTS, SENDING, Decision, Pause, Ruling, What, new_decision_id
 from ..desk import Decided
+from ..identifiers import new_identifier
 from ..rulings import Rulings
-from ..sqlite import new_identifier
 from . import migrating, staff
 from .books import PAUSE, PostgresBooks, meta, pause_of
 from .connecting import Db, Link

@@ -35,9 +35,9 @@ from ...protocols import (
 )
 from .. import states, verdicts
 from ..histories import Aside
+from ..identifiers import new_identifier
 from ..offers import Answer, Offer
 from ..rulings import Rulings
-from ..sqlite import new_identifier
 from . import archiving, clocks, desk, intake, marks, migrating, pacing, pods, sending, server, workers
 from .books import PostgresBooks, doubted_since, meta, pause_of
 from .connecting import SCHEMA, Db, Isolation, Link
