@@ -71,8 +71,8 @@ class SendingThreads:
     the sender can, a thread has several requests under way: it begins all that wait, and reads the answers
     as they come. One that takes long to begin is the last, so that no answer waits for a name look-up.
 
-    What is handed in together calls one thread, which calls the next where it leaves something: so one thread
-    has what one thread can do, however many a slow moment has started.
+    What is handed in calls one thread, and no other while that one looks for jobs; where it leaves some it
+    calls the next. So one thread has what one can do, however many a slow moment has started.
     """
 
     TOGETHER = 8
@@ -99,6 +99,8 @@ class SendingThreads:
         self._calls: SimpleQueue[bool] = SimpleQueue()
         """True for a thread to look for jobs, False for one to end."""
         self._called = False
+        """Whether a thread looks for jobs, or will."""
+        self._idle = 0
         self._ended: deque[Ended] = deque()
         self._changed = threading.Condition()
         self._threads = 0
@@ -159,11 +161,18 @@ class SendingThreads:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        short = bool(self._jobs) and self._threads < self._limit
+        short = self._is_short()
         changed = self._changed.wait(min(left, self.SPAWN_AFTER_S) if short else left)
-        if short and not changed and self._jobs and self._threads < self._limit:
-            self._spawn()
+        if short and not changed and self._is_short():
+            if self._idle:
+                self._calls.put(True)
+            else:
+                self._spawn()
         return True
+
+    def _is_short(self) -> bool:
+        """Whether another thread could have what waits."""
+        return bool(self._jobs) and bool(self._idle or self._threads < self._limit)
 
     def _spawn(self) -> None:
         self._threads += 1
@@ -178,6 +187,7 @@ class SendingThreads:
         while True:
             job = self._next()
             if job is None:
+                self._look_no_more()
                 if self._is_called():
                     continue
                 with self._changed:
@@ -189,7 +199,7 @@ class SendingThreads:
             elif claims and self._begin is not None:
                 self._side_by_side(self._begin, job)
             else:
-                self._call_another()
+                self._look_no_more()
                 with no_byte_after(claimed_at + self.TOO_LATE_S if claims else math.inf):
                     outcomes = self._outcomes(claims)
                 self._tell([Ended(claims, outcomes)])
@@ -205,19 +215,23 @@ class SendingThreads:
             self._called = True
             self._calls.put(True)
 
-    def _call_another(self) -> None:
-        """What one thread leaves is for others."""
+    def _look_no_more(self) -> None:
+        """What one thread leaves is for others; what is handed in from here on calls again."""
+        self._called = False
         if self._jobs:
             self._call()
 
     def _is_called(self) -> bool:
         """Wait to be called; False if it is time to end."""
+        with self._changed:
+            self._idle += 1
         try:
-            is_called = self._calls.get(timeout=self.IDLE_S)
+            return self._calls.get(timeout=self.IDLE_S)
         except Empty:
             return False
-        self._called = False  # and then looks for jobs: what is handed in meanwhile is found or calls again
-        return is_called
+        finally:
+            with self._changed:
+                self._idle -= 1
 
     def _side_by_side(self, begin: Callable[[MeterEvent], Begun], job: _Job) -> None:
         """This job, and others that wait, over connections of their own."""
@@ -235,7 +249,7 @@ class SendingThreads:
                     waiting[sent.fileno] = claims, sent
                 is_time = len(waiting) < self.TOGETHER and time.monotonic() < slow_at
                 more = self._another() if is_time else None
-        self._call_another()
+        self._look_no_more()
         if waiting:
             self._read(waiting)
 

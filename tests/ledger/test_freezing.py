@@ -7,6 +7,7 @@ import json
 import pytest
 from llm_metering.ledger import rows
 from llm_metering.ledger.freezing import Draft, Payloads, in_turns, meter_event
+from llm_metering.ledger.identifiers import identifiers, new_identifier
 from llm_metering.ledger.lines import LineKey, plain
 
 
@@ -47,3 +48,15 @@ def test_what_is_sent_together_lies_together() -> None:
     assert [d.value for d in ordered] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     first = [(d.customer, d.key.event_name) for d in ordered[:5]]
     assert first == [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "x")]
+
+
+def test_identifiers_that_are_made_together_are_in_order_and_no_two_the_same():
+    made = [*identifiers(new_identifier, 64), *identifiers(new_identifier, 64)]
+    assert len({*made, new_identifier()}) == 129
+    assert all(len(each) == 32 and int(each, 16) for each in made)
+    assert made[:64] == sorted(made[:64])
+
+
+def test_identifiers_that_somebody_else_makes_stay_as_they_come():
+    names = iter(("c", "a", "b"))
+    assert identifiers(lambda: next(names), 3) == ["c", "a", "b"]

@@ -216,3 +216,18 @@ def test_what_a_user_wrote_and_stripe_quotes_decides_nothing(words: str) -> None
 def test_a_duplicate_is_known_by_its_identifier_whatever_stands_before() -> None:
     said = error("Invalid request: An event already exists with identifier id1.")
     assert of(400, said, identifier="id1").kind == "duplicate"
+
+
+def as_stripe_writes(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, indent=2).encode()
+
+
+def test_an_answer_that_names_the_event_as_stripe_writes_it_is_accepted() -> None:
+    outcome = of(200, as_stripe_writes(EVENT), {"request-id": "req_1"}, identifier="id1")
+    assert outcome == Outcome("accepted", 200, request_id="req_1")
+
+
+@pytest.mark.parametrize("named", ["id2", "id", "id11", "xid1"])
+def test_an_answer_to_another_event_is_no_answer_to_this_one(named: str) -> None:
+    body = as_stripe_writes({**EVENT, "identifier": named, "payload": {"identifier": "id1"}})
+    assert of(200, body, identifier="id1").kind == "ambiguous"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ import stripe
 from llm_metering.errors import ConfigurationError
 from llm_metering.protocols import Outcome, OutcomeKind
 from llm_metering.senders import connection as connections
+from llm_metering.senders import stripe_v1
 from llm_metering.senders.stripe_v1 import STRIPE_VERSION, StripeSender, form_of
 from llm_metering.senders.threads import no_byte_after
 from llm_metering.usage import MeterEvent
@@ -73,6 +75,17 @@ def test_the_body_is_the_same_for_the_same_event_and_the_idempotency_key_is_not(
         "payload[model]": "gpt-5-mini",
         "payload[token_type]": "input",
     }
+
+
+def test_a_forked_child_makes_idempotency_keys_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counter stands where the parent's stood, and the clock may not have moved."""
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    keys = []
+    for pid in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        monkeypatch.setattr(stripe_v1, "_numbers", count())
+        keys += [stripe_v1.fresh_key() for _ in range(100)]
+    assert len(set(keys)) == 200
 
 
 def test_hostile_text_cannot_add_fields_or_headers(server: Any, sender: StripeSender) -> None:

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from llm_metering.protocols import Claim, Outcome
 from llm_metering.senders.memory import MemorySender
-from llm_metering.senders.threads import Ended, SendingThreads
+from llm_metering.senders.threads import Begun, Ended, SendingThreads
 from llm_metering.telemetry import LogTelemetry
 from llm_metering.usage import MeterEvent
 
@@ -68,6 +69,7 @@ def test_one_thread_is_enough_for_a_server_that_answers_at_once(
     make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SendingThreads, "SPAWN_AFTER_S", 60.0)  # at once, by the measure of a busy machine
+    monkeypatch.setattr(SendingThreads, "LINGER_S", 60.0)
     sender = Timed()
     sending = make(sender)
     for round_ in range(5):
@@ -263,3 +265,70 @@ def test_what_a_process_claimed_before_it_was_stopped_is_not_sent_a_day_later(
     sending.submit([claim(2)])
     (ended,) = gather(sending, 1)
     assert [o.kind for o in ended.outcomes] == ["accepted"], "of the next turn"
+
+
+class Beginning(MemorySender):
+    """Begins requests that are answered at once, and notes on which thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+        self.gate = threading.Event()
+
+    def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
+        return [self.begin(event).end() for event in events]
+
+    def begin(self, event: MeterEvent) -> Begun:
+        self.threads.append(threading.get_ident())
+        assert self.gate.wait(30)
+        return Begun(-1, 0.0, lambda: Outcome("accepted", 200))
+
+
+def with_three_threads(make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Idle ones, as a slow moment leaves them."""
+    monkeypatch.setattr(SendingThreads, "SPAWN_AFTER_S", 0.001)
+    sender = Beginning()
+    sending = make(sender, 3)
+    for i in range(3):
+        sending.submit([claim(i)])
+    until(lambda: sending.wait(0.01) or len(sender.threads) == 3)
+    sender.gate.set()
+    gather(sending, 3)
+    until(lambda: sending._idle == 3)
+    assert len(set(sender.threads)) == 3
+    sender.gate.clear()
+    sender.threads.clear()
+    return sender, sending
+
+
+def until(holds: Callable[[], object], within: float = 30) -> None:
+    deadline = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_of_several_idle_threads_one_has_what_is_handed_in_together(
+    make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, sending = with_three_threads(make, monkeypatch)
+    monkeypatch.setattr(SendingThreads, "SPAWN_AFTER_S", 60.0)
+    monkeypatch.setattr(SendingThreads, "SLOW_S", 60.0)
+    for i in range(8):
+        sending.submit([claim(10 + i)])
+    until(lambda: sender.threads)
+    sender.gate.set()
+    assert len(gather(sending, 8)) == 8
+    assert len(sender.threads) == 8
+    assert len(set(sender.threads)) == 1
+
+
+def test_what_waits_behind_a_slow_beginning_is_taken_by_an_idle_thread(
+    make: Callable[..., SendingThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, sending = with_three_threads(make, monkeypatch)
+    for i in range(3):
+        sending.submit([claim(10 + i)])
+    until(lambda: sending.wait(0.01) or len(set(sender.threads)) == 3)  # while none of them has ended
+    sender.gate.set()
+    assert len(gather(sending, 3)) == 3
