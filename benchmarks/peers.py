@@ -10,8 +10,8 @@ The client is OpenAI's own. Once it answers at once, from its `request` method, 
 seen; once through the whole SDK, over a transport in memory, whose own work is many times as much. A chunk is
 a stream's whole cost, divided by its chunks.
 
-    pip install tokenfin token-usage-analytics
-    pip install opentelemetry-instrumentation-openai-v2 opentelemetry-sdk httpx
+    pip install tokenfin token-usage-analytics opentelemetry-sdk httpx
+    pip install opentelemetry-instrumentation-openai-v2 opentelemetry-util-genai==0.4b0
     python benchmarks/peers.py [--rounds 25]
 
 A peer that is not installed is left out.
@@ -114,7 +114,7 @@ PEERS = {
     "otel": Peer(
         "opentelemetry.instrumentation.openai_v2",
         _opentelemetry,
-        "opentelemetry-instrumentation-openai-v2 opentelemetry-sdk httpx",
+        "opentelemetry-instrumentation-openai-v2 opentelemetry-util-genai==0.4b0 opentelemetry-sdk httpx",
     ),
 }
 

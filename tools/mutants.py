@@ -51,6 +51,33 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "an adapter hears at once: a long answer that it waits for is decoded where it ends",
+        "capture/answers.py",
+        "tally.is_slow and not self._scope.is_listened_to",
+        "tally.is_slow",
+        (
+            "capture/server/test_middleware_long.py"
+            "::test_an_adapter_that_listens_hears_of_it_before_the_answer_is_over",
+        ),
+    ),
+    Mutant(
+        "a batch's line without an id is another one in another file",
+        "providers/batches.py",
+        'return f"{number}-{hashlib.sha256(content.strip()).hexdigest()[:32]}"',
+        'return f"{number}"',
+        (
+            "providers/test_batches.py"
+            "::test_a_line_without_an_id_is_another_one_in_another_file_and_the_same_in_the_same",
+        ),
+    ),
+    Mutant(
+        "a layout of an SDK's object is known by the type of each value, too",
+        "providers/objects.py",
+        "*names, *map(type, values)",
+        "*names",
+        ("providers/test_objects.py::test_a_known_layout_is_read_as_it_is_name_by_name",),
+    ),
+    Mutant(
         "freeze before send: the identifier is committed first",
         "ledger/attempts.py",
         "claims.append(_claim(event, ",
