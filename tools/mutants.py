@@ -29,6 +29,8 @@ SIMULATOR = "simulation/test_lives.py::test_whatever_happens_the_promises_hold"
 
 _REQUESTS = "capture/server/test_middleware_requests.py"
 _ENDINGS = "capture/server/test_middleware_endings.py"
+_LONG = "capture/server/test_middleware_long.py"
+_BATCHES = "providers/test_batches.py"
 _UNWATCHED = "ledger/test_unwatched_clocks.py"
 _FLEET = "ledger/postgres"
 _FAULTS = "ledger/postgres/test_faults.py"
@@ -55,20 +57,14 @@ MUTANTS = (
         "capture/answers.py",
         "tally.is_slow and not self._scope.is_listened_to",
         "tally.is_slow",
-        (
-            "capture/server/test_middleware_long.py"
-            "::test_an_adapter_that_listens_hears_of_it_before_the_answer_is_over",
-        ),
+        (f"{_LONG}::test_an_adapter_that_listens_hears_of_it_before_the_answer_is_over",),
     ),
     Mutant(
         "a batch's line without an id is another one in another file",
         "providers/batches.py",
         'return f"{number}-{hashlib.sha256(content.strip()).hexdigest()[:32]}"',
         'return f"{number}"',
-        (
-            "providers/test_batches.py"
-            "::test_a_line_without_an_id_is_another_one_in_another_file_and_the_same_in_the_same",
-        ),
+        (f"{_BATCHES}::test_a_line_without_an_id_is_another_one_in_another_file_and_the_same_in_the_same",),
     ),
     Mutant(
         "a layout of an SDK's object is known by the type of each value, too",
