@@ -281,7 +281,7 @@ class Settler:
         before: float,
     ) -> bool:
         """The sums of an hour differ: tell a person, unless it is too early."""
-        events = books.events_within(day.customer, day.event_name, since=hour, until=hour + HOUR_S)
+        events = _events_of(day, hour, books)
         if not oracle.is_quiet(events, before=before):
             return False
         theirs = stripe.get(hour, _ZERO)
@@ -378,7 +378,7 @@ class Settler:
             return True
         minutes: list[Minute] = []
         for hour in hours[:_MAX_HOURS]:
-            events = books.events_within(day.customer, day.event_name, since=hour, until=hour + HOUR_S)
+            events = _events_of(day, hour, books)
             if not oracle.is_quiet(events, before=before):
                 return False
             minutes += self._minutes(day, events)
@@ -389,7 +389,7 @@ class Settler:
         unsure = {at for at, s in ours.items() if any(state in s.values for state in _UNSURE)}
         odd = oracle.disagreeing_hour(ours, stripe, minutes, unsure=unsure)
         if odd is not None:
-            events = books.events_within(day.customer, day.event_name, since=odd, until=odd + HOUR_S)
+            events = _events_of(day, odd, books)
             if not oracle.is_quiet(events, before=before):
                 return False
             why = f"the rest of Stripe's sum in the hour of {odd} is not the ledger's"
@@ -473,12 +473,27 @@ _GAP_S = 5.0
 _OLDEST_S = 60 * 86_400.0
 """What is older is a person's: Stripe takes no usage of 35 days ago, and its invoices are final."""
 _MAX_ROWS = 20_000
+_MAX_AT_ONCE = 10_000
 _MAX_DAYS = 500
 _MAX_HOURS = 24
 _MAX_TOLD = 10_000
 _AT_ONCE = 200
 """Events in one visit to the ledger's thread, so that nobody waits long for it."""
 _UNSURE = ("IN_DOUBT", *oracle.UNDER_WAY)
+
+
+def _events_of(day: Day, hour: int, books: Books) -> Sequence[EventRow]:
+    """All meter events of an hour; where they are too many to be read at once, minute by minute."""
+
+    def within(start: int, length: int) -> Sequence[EventRow]:
+        return books.events_within(
+            day.customer, day.event_name, since=start, until=start + length, limit=_MAX_AT_ONCE
+        )
+
+    found = within(hour, HOUR_S)
+    if len(found) < _MAX_AT_ONCE:
+        return found
+    return [row for start in range(hour, hour + HOUR_S, MINUTE_S) for row in within(start, MINUTE_S)]
 
 
 def _key(day: Day, minute: Minute) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_metering import oracle
+from llm_metering import oracle, settling
 from llm_metering.ledger import MemoryLedger
 from llm_metering.metering import Metering
 from llm_metering.oracle import Minute, Readings
@@ -401,6 +401,20 @@ def test_a_doubtful_event_that_is_not_there_is_sent_as_a_new_one_once(world: Wor
         world.rounds(900)
     assert world.state(history.replaced_by) == "SETTLED"
     assert world.books() == world.recorded() == 107
+
+
+@pytest.mark.parametrize(("act", "state"), [("lost", "CLOSED"), ("arrived", "SETTLED")])
+def test_an_hour_of_more_events_than_are_read_at_once_is_decided_minute_by_minute(
+    world: World, monkeypatch: pytest.MonkeyPatch, act: str, state: State
+) -> None:
+    monkeypatch.setattr(settling, "_MAX_AT_ONCE", 4)
+    world.use(100)
+    doubtful = world.use(7, act=act)
+    for n in range(6):
+        world.use(1 + n, at=NOON + 120 + 60 * n)
+    world.rounds(*LATE, 900, 900)
+    assert world.state(doubtful) == state
+    assert world.names() == []
 
 
 def test_a_doubtful_event_that_is_too_old_to_send_is_dead_not_sent(world: World) -> None:
