@@ -214,7 +214,8 @@ def note_early(db: Db, now: float) -> float:
     From when on their events may be sent: a standby that took over without the note would let them be frozen,
     and sent, once more."""
     (noted,) = db.one(_NOTE_EARLY, name=_EARLY, value=repr(now), now=now, renew_s=_RENEW_S)
-    return max(now, float(noted) + EARLY_S) if db.one(_FOLLOWED)[0] else now
+    is_followed = db.timeline is not None and db.one(_FOLLOWED)[0]
+    return max(now, float(noted) + EARLY_S) if is_followed else now
 
 
 def ripe(db: Db, now: float) -> Sequence[Mark]:
