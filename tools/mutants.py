@@ -29,6 +29,10 @@ SIMULATOR = "simulation/test_lives.py::test_whatever_happens_the_promises_hold"
 
 _REQUESTS = "capture/server/test_middleware_requests.py"
 _ENDINGS = "capture/server/test_middleware_endings.py"
+_SERVED = "capture/server/test_middleware_served.py"
+_DISGUISES = "capture/server/test_middleware_disguises.py"
+_BACKGROUND = "capture/server/test_middleware_background.py"
+_STREAMS = "capture/test_clients_streams.py"
 _LONG = "capture/server/test_middleware_long.py"
 _BATCHES = "providers/test_batches.py"
 _UNWATCHED = "ledger/test_unwatched_clocks.py"
@@ -580,10 +584,38 @@ MUTANTS = (
         ("senders/test_stripe_v1.py::test_a_process_stopped_while_it_connects_sends_nothing_once_too_late",),
     ),
     Mutant(
+        "the next request on a connection is nobody who came before",
+        "capture/middleware.py",
+        "token = CURRENT.set(self.outer)",
+        "token = CURRENT.set(CURRENT.get())",
+        (f"{_SERVED}::test_who_comes_next_on_a_connection_is_nobody_who_came_before",),
+    ),
+    Mutant(
+        "a path is metered however it is written",
+        "capture/routes.py",
+        "return matches(path) or (",
+        "return matches(path) or False and (",
+        (f"{_DISGUISES}::test_a_gateway_that_passes_any_path_on_meters_it_however_it_is_written",),
+    ),
+    Mutant(
+        "no chat is named after an id that comes again",
+        "capture/streams.py",
+        "return self._lasting and reading.api in _LASTING",
+        "return self._lasting",
+        (f"{_BACKGROUND}::test_a_chat_that_claims_to_go_on_is_billed_when_it_is_broken_off",),
+    ),
+    Mutant(
+        "a user's words in an error take nobody's reported usage away",
+        "capture/calls.py",
+        "                self._is_again = True",
+        "                self._meter.note_refusal(self._server)\n                self._is_again = True",
+        (f"{_STREAMS}::test_a_refusal_of_what_a_user_wrote_takes_nobody_elses_reported_usage_away",),
+    ),
+    Mutant(
         "a forked process begins with nobody's context",
         "capture/context.py",
-        "    CURRENT.set(None)",
-        "    pass",
+        'to that customer."""\n    CURRENT.set(None)',
+        'to that customer."""',
         ("homes/test_homes.py::test_a_forked_pool_does_not_bill_whoever_started_it",),
     ),
     Mutant(
