@@ -384,8 +384,8 @@ class Metering:
             provider: Whose shape the answer has, where it does not say, such as "anthropic".
             api: Such as "chat" or "messages", where the shape does not say.
             request: The call's arguments, for counting what the provider did not report.
-            id: Makes recording idempotent: one id is recorded once in the lane of this process; workers
-                beside it have lanes of their own.
+            id: Makes recording idempotent: one id is recorded once in the lane of this process, for
+                whichever customer, so let no client choose it; workers beside it have lanes of their own.
             used_at: When it was used, Unix seconds. Default: now. What cannot be is held.
             dimensions: Such as feature="batch".
         """
