@@ -239,18 +239,26 @@ def _held_async(base: type) -> Callable[[Any, Drain], Any]:
             self._drain = drain
             self._pump: asyncio.Task[None] | None = None
             self._queue: asyncio.Queue[bytes | BaseException | None] | None = None
+            self._is_read = False
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            import asyncio
-
-            queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(_QUEUED_CHUNKS)
-            self._queue = queue
-            self._pump = asyncio.get_running_loop().create_task(self._read())
-            self._drain.go_on = self._go_on
-            while (item := await queue.get()) is not None:
+            # An SDK that has seen the last event reads on to the body's end with an iterator of its own.
+            queue = self._begin() if self._queue is None else self._queue
+            while not self._is_read:
+                item = await queue.get()
+                self._is_read = not isinstance(item, bytes)
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                if item is not None:
+                    yield item
+
+        def _begin(self) -> asyncio.Queue[bytes | BaseException | None]:
+            import asyncio
+
+            self._queue = asyncio.Queue(_QUEUED_CHUNKS)
+            self._pump = asyncio.get_running_loop().create_task(self._read())
+            self._drain.go_on = self._go_on
+            return self._queue
 
         async def aclose(self) -> None:
             if self._drain.take_over():
@@ -262,7 +270,7 @@ def _held_async(base: type) -> Callable[[Any, Drain], Any]:
                 return
             import asyncio
 
-            self._drain.is_over = True
+            self._drain.is_over = self._is_read = True
             pump.cancel()
             await asyncio.wait((pump,))
 
@@ -271,6 +279,7 @@ def _held_async(base: type) -> Callable[[Any, Drain], Any]:
             import asyncio
 
             loop, pump, queue = asyncio.get_running_loop(), self._pump, self._queue
+            self._is_read = True
             if pump is None or queue is None:
                 return
             self._drain.runs_here()

@@ -132,6 +132,20 @@ def test_a_stream_that_is_read_to_its_end_is_not_touched(
     assert "drain.started" not in drained.notes.counts
 
 
+def test_an_sdk_that_reads_on_after_the_last_event_meets_nobody_who_reads_beside_it(
+    drained: Bench, provider: ProviderStub, said: type[Said]
+) -> None:
+    provider.events(said.chat_events(), gate=threading.Event())  # all of them, and no end of the body
+
+    async def main() -> list[str]:
+        async with wrap(AsyncOpenAI(api_key="k", base_url=provider.origin), drained.recorder) as client:
+            stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+            return [chunk.choices[0].delta.content or "" async for chunk in stream]
+
+    assert "".join(asyncio.run(main())) == "Hello there, friend."
+    assert drained.sink.tokens() == [TRUE_COUNT]
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_what_takes_too_long_is_billed_as_far_as_it_came(
     make_bench: Callable[..., Bench], provider: ProviderStub, said: type[Said], kind: str
