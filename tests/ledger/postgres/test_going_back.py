@@ -322,7 +322,7 @@ def test_a_stream_of_a_host_that_was_heard_shortly_before_goes_on_undoubted(flee
     host.forward()
     host.end_stream("s", value=8)
     host.forward()
-    fleet.hosts.remove(lost)  # with its disk
+    lost.die()  # and nobody comes for its disk
     fleet.used["t"] = 4
     assert fleet.worker.set_aside("held") == []
     fleet.rounds(61, STREAMS_S, 61)
