@@ -37,7 +37,6 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from tests.ledger.test_damage import live
 from llm_metering.ledger import SqliteLedger
-from llm_metering.ledger import folder as files
 ledger = SqliteLedger(sys.argv[1], adopt_after_s=0)
 live(ledger, close=sys.argv[3] == "close")
 os.kill(os.getpid(), signal.SIGKILL)
