@@ -13,28 +13,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx2
 import openai
 from openai.types import chat
+
+from _chats import ASK, client_in_memory, stream_events, whole_answer
 
 CALLS = 1000
 STREAMS = 10
 CHUNKS = 500
 SDK_CALLS = 60
-ASK: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Say hello to the people." * 8}]}
-HEAD: Any = {"id": "chatcmpl-1", "created": 1_750_000_000, "model": "gpt-4o-mini-2024-07-18"}
-USAGE: Any = {
-    "prompt_tokens": 123, "completion_tokens": 45, "total_tokens": 168,
-    "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 7, "audio_tokens": 0},
-}  # fmt: skip
 TARGET_CALL_US = 15.0
 TARGET_CHUNK_US = 0.3
 
@@ -239,43 +232,16 @@ def _wrap_by_hand(client: StubClient) -> None:
     client.request = request  # type: ignore[method-assign]
 
 
-def _answer() -> dict[str, Any]:
-    message = {"role": "assistant", "content": "Hello there, how can I help?", "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return {**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}
-
-
-def _events() -> list[dict[str, Any]]:
-    head = {**HEAD, "object": "chat.completion.chunk"}
-    events = [
-        {**head, "usage": None, "choices": [
-            {"index": 0, "delta": {"content": f" tok{n % 97}"}, "logprobs": None,
-             "finish_reason": None if n < CHUNKS - 2 else "stop"}]}
-        for n in range(CHUNKS - 1)
-    ]  # fmt: skip
-    return [*events, {**head, "choices": [], "usage": USAGE}]
-
-
-_ANSWER = chat.ChatCompletion.model_validate(_answer())
+_ANSWER = chat.ChatCompletion.model_validate(whole_answer())
 # A real chunk was just made and is in the processor's cache; so is one that comes round often.
-_FEW = [chat.ChatCompletionChunk.model_validate(event) for event in _events()[1:21]]
+_FEW = [chat.ChatCompletionChunk.model_validate(event) for event in stream_events(CHUNKS)[1:21]]
 _CHUNKS = [(_FEW * CHUNKS)[n] for n in range(CHUNKS - 2)] + [
-    chat.ChatCompletionChunk.model_validate(event) for event in _events()[-2:]
+    chat.ChatCompletionChunk.model_validate(event) for event in stream_events(CHUNKS)[-2:]
 ]
 
 
 def _client(kind: Any) -> Any:
-    answer = json.dumps(_answer()).encode()
-    stream = b"".join(b"data: %b\n\n" % json.dumps(e).encode() for e in _events()) + b"data: [DONE]\n\n"
-
-    def handle(request: httpx2.Request) -> httpx2.Response:
-        if b'"stream":true' in request.content:
-            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
-        return httpx2.Response(200, headers={"content-type": "application/json"}, content=answer)
-
-    transport = httpx2.MockTransport(handle)
-    client = (httpx2.AsyncClient if "Async" in kind.__name__ else httpx2.Client)(transport=transport)
-    return kind(api_key="k", base_url="http://provider.local/v1", http_client=client, max_retries=0)
+    return client_in_memory(kind, CHUNKS)
 
 
 def _metering(folder: str) -> Any:

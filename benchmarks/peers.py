@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import subprocess
@@ -34,19 +33,14 @@ from importlib.util import find_spec
 from threading import Thread
 from typing import Any, NamedTuple
 
+from _chats import ASK, client_in_memory, stream_events, whole_answer
+
 CHUNKS = 200
 KINDS = {"a stub's call": 200, "a stub's chunk": 20, "the SDK's call": 40, "the SDK's chunk": 4}
 """How many calls or streams make a batch."""
 TARGET = 0.4
 """Of the cheapest peer's cost."""
-ASK: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Say hello to the people." * 8}]}
 STREAM: Any = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
-HEAD: Any = {"id": "chatcmpl-1", "created": 1_750_000_000, "model": "gpt-4o-mini-2024-07-18"}
-USAGE: Any = {
-    "prompt_tokens": 123, "completion_tokens": 45, "total_tokens": 168,
-    "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 7, "audio_tokens": 0},
-}  # fmt: skip
 
 Wrap = Callable[[Any], Any]
 Flush = Callable[[], Any]
@@ -165,31 +159,14 @@ def _timed(call: Callable[[], Any], count: int, flush: Flush) -> tuple[float, fl
     return thread, process
 
 
-def _answer() -> dict[str, Any]:
-    message = {"role": "assistant", "content": "Hello there, how can I help?", "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return {**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}
-
-
-def _events() -> list[dict[str, Any]]:
-    head = {**HEAD, "object": "chat.completion.chunk"}
-    events = [
-        {**head, "usage": None, "choices": [
-            {"index": 0, "delta": {"content": f" tok{n % 97}"}, "logprobs": None,
-             "finish_reason": None if n < CHUNKS - 2 else "stop"}]}
-        for n in range(CHUNKS - 1)
-    ]  # fmt: skip
-    return [*events, {**head, "choices": [], "usage": USAGE}]
-
-
 def _stub_client() -> Any:
     """OpenAI's client, which answers from where it would ask."""
     import httpx2
     import openai
     from openai.types import chat
 
-    answer = chat.ChatCompletion.model_validate(_answer())
-    chunks = [chat.ChatCompletionChunk.model_validate(event) for event in _events()]
+    answer = chat.ChatCompletion.model_validate(whole_answer())
+    chunks = [chat.ChatCompletionChunk.model_validate(event) for event in stream_events(CHUNKS)]
 
     class Chunks(openai.Stream[Any]):
         def __stream__(self) -> Iterator[Any]:
@@ -203,19 +180,9 @@ def _stub_client() -> Any:
 
 
 def _sdk_client() -> Any:
-    import httpx2
     import openai
 
-    answer = json.dumps(_answer()).encode()
-    stream = b"".join(b"data: %b\n\n" % json.dumps(e).encode() for e in _events()) + b"data: [DONE]\n\n"
-
-    def handle(request: httpx2.Request) -> httpx2.Response:
-        if b'"stream":true' in request.content:
-            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
-        return httpx2.Response(200, headers={"content-type": "application/json"}, content=answer)
-
-    client = httpx2.Client(transport=httpx2.MockTransport(handle))
-    return openai.OpenAI(api_key="k", base_url="http://provider.local/v1", http_client=client, max_retries=0)
+    return client_in_memory(openai.OpenAI, CHUNKS)
 
 
 # The driver.
