@@ -117,17 +117,18 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_the_rest_to_the_drain(
     assert drained.only().provenance == "reported"
 
 
+async def read_whole(bench: Bench, provider: ProviderStub) -> str:
+    async with wrap(AsyncOpenAI(api_key="k", base_url=provider.origin), bench.recorder) as client:
+        stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
 def test_a_stream_that_is_read_to_its_end_is_not_touched(
     drained: Bench, provider: ProviderStub, said: type[Said]
 ) -> None:
     provider.events(said.chat_events())
 
-    async def main() -> list[str]:
-        async with wrap(AsyncOpenAI(api_key="k", base_url=provider.origin), drained.recorder) as client:
-            stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
-            return [chunk.choices[0].delta.content or "" async for chunk in stream]
-
-    assert "".join(asyncio.run(main())) == "Hello there, friend."
+    assert asyncio.run(read_whole(drained, provider)) == "Hello there, friend."
     assert drained.sink.tokens() == [TRUE_COUNT]
     assert "drain.started" not in drained.notes.counts
 
@@ -137,12 +138,7 @@ def test_an_sdk_that_reads_on_after_the_last_event_meets_nobody_who_reads_beside
 ) -> None:
     provider.events(said.chat_events(), gate=threading.Event())  # all of them, and no end of the body
 
-    async def main() -> list[str]:
-        async with wrap(AsyncOpenAI(api_key="k", base_url=provider.origin), drained.recorder) as client:
-            stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
-            return [chunk.choices[0].delta.content or "" async for chunk in stream]
-
-    assert "".join(asyncio.run(main())) == "Hello there, friend."
+    assert asyncio.run(read_whole(drained, provider)) == "Hello there, friend."
     assert drained.sink.tokens() == [TRUE_COUNT]
 
 
