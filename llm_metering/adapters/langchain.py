@@ -28,6 +28,8 @@ class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
 
         model.invoke("Hello", config={"callbacks": [LangChainCallback(metering)]})
 
+    Answers from LangChain's own cache are not counted. Embeddings have no callbacks: wrap their client.
+
     Args:
         metering: Where usage is recorded.
         dimensions: Added to everything that this handler records.
@@ -72,19 +74,25 @@ class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
         try:
             call, request, model = self._calls.pop(run_id, None) or (None, None, None)
             call = call or WatchedCall(self._recorder, "langchain")
-            readings = _readings(result)
-            if not readings:
+            if _is_cached(result):
+                self._recorder.telemetry.count("langchain.not_billed")
                 call.forget()
                 return
+            readings = _readings(result, complete)
+            if not readings:
+                call.forget()
             for reading in readings:
-                reading = reading if complete or reading.usage else replace(reading, provenance="partial")
                 call.answered(reading, request=request, model=model, dimensions=self._dimensions)
         except Exception as exc:
             self._recorder.telemetry.failure("capture.langchain", exc)
 
 
-def _readings(result: Any) -> list[Reading]:
-    """One reading for each prompt that was answered. Choices of one answer share its usage."""
+def _readings(result: Any, complete: bool) -> list[Reading]:
+    """One reading for each prompt that was answered. Choices of one answer share its usage.
+
+    Of an answer that broke off the text is kept, too: some providers report the prompt's count at its
+    beginning, and the answer's at its end.
+    """
     output = getattr(result, "llm_output", None) or {}
     found = []
     for generations in getattr(result, "generations", None) or ():
@@ -101,11 +109,23 @@ def _readings(result: Any) -> list[Reading]:
             model=_text(said.get("model_name") or said.get("model") or output.get("model_name")),
             response_id=_response_id(said, message, output),
             provider=_text(said.get("model_provider")),
+            provenance="reported" if complete else "partial",
         )
-        if not (reading.usage or reading.problem):
+        if not complete or not (reading.usage or reading.problem):
             reading = replace(reading, text="".join(each.text for each in generations) or None)
-        found.append(reading)
+        if complete or reading.usage or reading.problem or reading.text:
+            found.append(reading)  # what LangChain says of an error is no answer
     return found
+
+
+def _is_cached(result: Any) -> bool:
+    """Whether LangChain answered from its own cache, which it marks by a cost of 0."""
+    for generations in getattr(result, "generations", None) or ():
+        message = getattr(generations[0], "message", None) if generations else None
+        cost = (getattr(message, "usage_metadata", None) or {}).get("total_cost")
+        if type(cost) is int and cost == 0:
+            return True
+    return False
 
 
 def _response_id(said: Mapping[str, Any], message: Any, output: Mapping[str, Any]) -> str | None:

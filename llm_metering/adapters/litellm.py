@@ -8,6 +8,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any
 
+from ..capture.lasting import standing
 from ..capture.overhearing import WatchedCall
 from ..errors import MissingExtra
 from ..providers import read_response
@@ -21,6 +22,8 @@ except ImportError as exc:
 
 _MAX_CALLS = 2000
 _UNREAD = frozenset(("pass_through_endpoint", "moderation", "amoderation"))
+_LOOKS_UP = frozenset(("get", "list", "retrieve", "cancel", "delete"))
+"""Words in the names of calls that ask for what was made, and recorded, earlier: a batch, a response."""
 
 
 class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
@@ -95,11 +98,15 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
         if call is None:
             return
         kind = str(kwargs.get("call_type") or "")
-        if kwargs.get("cache_hit") is True or kind in _UNREAD:
+        reading = self._reading(kwargs, answer, kind)
+        lasting = None
+        is_of_use = kwargs.get("cache_hit") is not True and kind not in _UNREAD
+        if is_of_use and "responses" in kind:
+            is_of_use, lasting = standing(reading, _body(answer))
+        if not is_of_use or (lasting is None and _is_lookup(kind)):
             call.forget()
             self._recorder.telemetry.count("litellm.not_billed")
             return
-        reading = self._reading(kwargs, answer, kind)
         asked = kwargs.get("messages")
         request = {"messages": [*asked]} if isinstance(asked, list) else {"prompt": asked}
         call.answered(
@@ -109,6 +116,7 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
             dimensions=self._dimensions,
             # It comes late: the app's answer may have been recorded by now, under an id of the app's.
             own_id=True,
+            lasting=lasting,
         )
 
     def _taken(self, kwargs: Mapping[str, Any]) -> WatchedCall | None:
@@ -127,6 +135,16 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
         api = "embeddings" if "embedding" in kind else None
         reading = read_response(answer, api=api, keep_text=self._recorder.wants_text())
         return replace(reading, provider=_text(kwargs.get("custom_llm_provider")) or reading.provider)
+
+
+def _is_lookup(kind: str) -> bool:
+    """Whether a call asks for what was made earlier; async ones have an "a" before their verb."""
+    return any(word in _LOOKS_UP or (word[:1] == "a" and word[1:] in _LOOKS_UP) for word in kind.split("_"))
+
+
+def _body(answer: Any) -> bytes:
+    dump = getattr(answer, "model_dump_json", None)
+    return b"" if dump is None else bytes(dump().encode())
 
 
 def _text(value: Any) -> str | None:

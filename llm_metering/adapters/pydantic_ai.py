@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..capture.overhearing import WatchedCall
@@ -36,10 +37,19 @@ class MeteredModel(WrapperModel):  # type: ignore[misc]
         self._metering_dimensions = texts(dimensions)
 
     async def request(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        return await self._metered(super().request, messages, messages, *args, **kwargs)
+
+    async def compact_messages(self, request_context: Any, *args: Any, **kwargs: Any) -> Any:
+        """A provider's summary of a conversation, which is a call of its own."""
+        messages = getattr(request_context, "messages", ())
+        return await self._metered(super().compact_messages, messages, request_context, *args, **kwargs)
+
+    async def _metered(self, request: Any, messages: Any, *args: Any, **kwargs: Any) -> Any:
         call = WatchedCall(self._metering_recorder, "pydantic_ai")
         try:
-            response = await super().request(messages, *args, **kwargs)
-        except BaseException:
+            response = await request(*args, **kwargs)
+        except BaseException as exc:
+            self._attempted(call, getattr(exc, "attempts", None))
             call.forget()
             raise
         self._answered(call, response, messages)
@@ -62,8 +72,13 @@ class MeteredModel(WrapperModel):  # type: ignore[misc]
         try:
             got = getattr(response, "get", None)
             response = response if got is None else got()
+            self._attempted(call, getattr(response, "failed_attempts", None))
+            reading = _reading(response)
+            if reading is None:
+                call.forget()
+                return
             call.answered(
-                _reading(response),
+                reading,
                 request={"messages": _said(messages)},
                 model=self.model_name,
                 dimensions=self._metering_dimensions,
@@ -72,10 +87,45 @@ class MeteredModel(WrapperModel):  # type: ignore[misc]
             call.forget()
             self._metering_recorder.telemetry.failure("capture.pydantic_ai", exc)
 
+    def _attempted(self, call: WatchedCall, attempts: Any) -> None:
+        """Answers of models that a `FallbackModel` moved on from: they were paid for, too."""
+        try:
+            for attempt in attempts or ():
+                if getattr(attempt, "usage", None) is None:
+                    continue
+                reading = _counted(attempt.usage, model=attempt.model_name, provider=attempt.provider_name)
+                if reading.usage or reading.problem:
+                    call.answered(reading, dimensions=self._metering_dimensions)
+        except Exception as exc:
+            self._metering_recorder.telemetry.failure("capture.pydantic_ai", exc)
 
-def _reading(response: Any) -> Reading:
-    usage = response.usage
-    reading = reading_of(
+
+def _reading(response: Any) -> Reading | None:
+    """None for one that goes on in the background, and is asked for again."""
+    state = getattr(response, "state", "complete")
+    reading = _counted(
+        response.usage,
+        model=response.model_name,
+        response_id=response.provider_response_id,
+        provider=response.provider_name,
+    )
+    is_told = bool(reading.usage or reading.problem)
+    if state == "suspended" and not is_told:
+        return None
+    if is_told and (state in ("complete", "suspended") or getattr(response, "finish_reason", None)):
+        return reading
+    # Of an answer that broke off some providers have reported the prompt's count only.
+    parts = (part.content for part in response.parts if part.part_kind == "text")
+    return replace(
+        reading,
+        provenance="reported" if state == "complete" else "partial",
+        text="".join(parts) or None,
+    )
+
+
+def _counted(usage: Any, **names: Any) -> Reading:
+    details = usage.details or {}
+    return reading_of(
         {
             "input": usage.input_tokens,
             "output": usage.output_tokens,
@@ -85,22 +135,10 @@ def _reading(response: Any) -> Reading:
             "cached_audio": usage.cache_audio_read_tokens,
             "output_audio": getattr(usage, "output_audio_tokens", 0),
             "reasoning": getattr(usage, "output_reasoning_tokens", 0)
-            or (usage.details or {}).get("reasoning_tokens"),
+            or details.get("reasoning_tokens")
+            or details.get("thoughts_tokens"),
         },
-        model=response.model_name,
-        response_id=response.provider_response_id,
-        provider=response.provider_name,
-    )
-    if reading.usage or reading.problem:
-        return reading
-    parts = (part.content for part in response.parts if part.part_kind == "text")
-    state = getattr(response, "state", "complete")
-    return Reading(
-        model=reading.model,
-        response_id=reading.response_id,
-        provider=reading.provider,
-        provenance="reported" if state == "complete" else "partial",
-        text="".join(parts) or None,
+        **names,
     )
 
 

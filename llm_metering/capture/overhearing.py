@@ -56,6 +56,7 @@ class WatchedCall:
         model: str | None = None,
         dimensions: Mapping[str, str] = NOTHING,
         own_id: bool = False,
+        lasting: str | None = None,
     ) -> None:
         """Record the answer, unless something inside has. Never raises.
 
@@ -66,6 +67,7 @@ class WatchedCall:
             dimensions: The adapter's.
             own_id: The response id may have been made up on the way, or be another by the time that the app
                 answers; the counts decide where the ids differ.
+            lasting: The record id of an answer that may be asked for again.
         """
         self.forget()
         if not (reading.usage or reading.problem or reading.text or reading.written or reading.response_id):
@@ -79,6 +81,8 @@ class WatchedCall:
             request=request,
             model=model,
             dimensions=dimensions,
+            id=lasting,
+            closes=lasting,
             scope=self.scope,
         )
 

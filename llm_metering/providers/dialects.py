@@ -51,6 +51,10 @@ _CACHED_IMAGE = Number(
     "cached_image", "cached_input_image", (("cached_input", -1), ("input_image", -1), ("input", 1))
 )
 
+# LangChain's, for each time to live: then the one number for all of them is 0.
+_WRITTEN_5M = Number("written_5m", "cached_write", _FROM_INPUT)
+_WRITTEN_1H = Number("written_1h", "cached_write", _FROM_INPUT)
+
 # Beside an input or output that excludes them.
 _CACHED_BESIDE = Number("cached", "cached_input")
 _WRITTEN_BESIDE = Number("written", "cached_write")
@@ -65,7 +69,11 @@ _OPENAI_INPUT_DETAILS: Names = {
     "image_tokens": _INPUT_IMAGE,
     "cached_tokens_details": {"audio_tokens": _CACHED_AUDIO, "image_tokens": _CACHED_IMAGE},
     "cache_read": _CACHED,  # LangChain
+    "priority_cache_read": _CACHED,  # by OpenAI's service tier
+    "flex_cache_read": _CACHED,
     "cache_creation": _WRITTEN,
+    "ephemeral_5m_input_tokens": _WRITTEN_5M,
+    "ephemeral_1h_input_tokens": _WRITTEN_1H,
     "audio": _INPUT_AUDIO,
 }
 _OPENAI_OUTPUT_DETAILS: Names = {
@@ -73,6 +81,8 @@ _OPENAI_OUTPUT_DETAILS: Names = {
     "audio_tokens": _OUTPUT_AUDIO,
     "image_tokens": _OUTPUT_IMAGE,
     "reasoning": _REASONING,  # LangChain
+    "priority_reasoning": _REASONING,
+    "flex_reasoning": _REASONING,
     "audio": _OUTPUT_AUDIO,
 }
 
@@ -120,7 +130,8 @@ _COMPACTION = Summed(
     ),
     kind="compaction",
 )
-"""Anthropic's summary of a long conversation: the one kind of iteration that its own numbers leave out."""
+"""Anthropic's summary of a long conversation, which its own numbers leave out. What other models used, they
+leave out too: see `answers.beside`."""
 
 ANTHROPIC_OR_RESPONSES = Dialect(
     keys=("input_tokens", "output_tokens", "cache_read_input_tokens"),

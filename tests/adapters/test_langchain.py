@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("langchain_core", reason="langchain-core is not installed")
 
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, FakeListLLM, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -145,3 +147,79 @@ def test_numbers_that_cannot_be_tokens_are_held(metering, used):
     bad = {**USAGE, "input_token_details": {"cache_read": 9999}}
     Model(usage=bad).invoke("Hi", config={"callbacks": [LangChainCallback(metering)]})
     assert "believed" in str(used.only().held)
+
+
+def test_what_langchain_answers_from_its_cache_is_not_billed(metering, used):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    model = Model(cache=InMemoryCache())
+    model.invoke("Hi", config=config)
+    asyncio.run(model.ainvoke("Hi", config=config))
+    model.invoke("Hi", config=config)
+    assert used.only().usage == APART
+    assert metering.telemetry.snapshot()["langchain.not_billed"] == 2
+
+
+class ReportsEarly(Model):
+    """Says at its beginning how long the prompt is, as Anthropic does, and breaks off."""
+
+    error: Any = None
+
+    def _stream(self, *args: Any, **more: Any) -> Iterator[ChatGenerationChunk]:
+        prompt: Any = {"input_tokens": 50, "output_tokens": 0, "total_tokens": 50}
+        yield ChatGenerationChunk(message=AIMessageChunk("", usage_metadata=prompt))
+        for text in ("one ", "two ", "three"):
+            yield ChatGenerationChunk(message=AIMessageChunk(text))
+        raise ConnectionError("broke off")
+
+
+def test_words_that_came_before_a_stream_broke_off_are_billed_where_only_the_prompt_was_reported(
+    metering, used
+):
+    config: Any = {"callbacks": [LangChainCallback(metering)]}
+    with pytest.raises(ConnectionError):
+        list(ReportsEarly().stream("Hi", config=config))
+    record = used.only()
+    assert (record.provenance, record.usage.input) == ("partial", 50)
+    assert record.usage.output == count_text("one two three", model="gpt-4o")
+
+
+def test_an_error_that_came_with_a_response_is_no_answer(metering, used):
+    class Refused(Model):
+        def _generate(self, *args: Any, **more: Any) -> ChatResult:
+            error = ConnectionError("429")
+            error.response = httpx.Response(429, text="slow down")  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ConnectionError):
+        Refused().invoke("Hi", config={"callbacks": [LangChainCallback(metering)]})
+    used.records(0)
+    assert "langchain.unread" not in metering.telemetry.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (  # Anthropic's: then the one number for all that was written is 0
+            {
+                "input_token_details": {
+                    "cache_read": 100,
+                    "cache_creation": 0,
+                    "ephemeral_5m_input_tokens": 150,
+                    "ephemeral_1h_input_tokens": 50,
+                }
+            },
+            Usage(input=50, cached_input=100, cached_write=200, output=240),
+        ),
+        (  # OpenAI's, by service tier
+            {
+                "input_token_details": {"flex_cache_read": 100, "flex": 250},
+                "output_token_details": {"flex_reasoning": 90, "flex": 150},
+            },
+            Usage(input=250, cached_input=100, output=150, reasoning=90),
+        ),
+    ],
+)
+def test_parts_under_names_of_langchains_partners_are_taken_apart(metering, used, details, expected):
+    told = {"input_tokens": 350, "output_tokens": 240, "total_tokens": 590, **details}
+    Model(usage=told).invoke("Hi", config={"callbacks": [LangChainCallback(metering)]})
+    assert used.only().usage == expected

@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("litellm", reason="litellm is not installed")
 
 import litellm
+from litellm.types.llms.openai import ResponsesAPIResponse
+from litellm.types.utils import LiteLLMBatch
 from llm_metering.adapters.litellm import LiteLLMCallback
 
 ASK: Any = {"messages": [{"role": "user", "content": "Hello there"}]}
@@ -119,3 +121,46 @@ def test_each_call_is_billed_to_the_customer_it_was_made_for(chat, metering, use
 
     asyncio.run(calls())
     assert sorted(str(r.customer) for r in used.records(6)) == [f"cus_{n}" for n in range(6)]
+
+
+def test_what_was_made_earlier_and_is_asked_for_again_is_not_billed_again(metering, callback, used):
+    def told(kind: str, id: str, answer: Any) -> None:
+        callback.log_success_event({"call_type": kind, "litellm_call_id": id, "model": "gpt-5"}, answer)
+
+    usage = {"input_tokens": 11, "output_tokens": 4, "total_tokens": 15}
+    response = ResponsesAPIResponse(
+        id="resp_1",
+        created_at=1,
+        output=[],
+        object="response",
+        status="completed",
+        model="gpt-5",
+        usage=usage,
+    )
+    told("aresponses", "a", response)
+    told("aget_responses", "b", response)
+    batch = LiteLLMBatch(
+        id="batch_1", completion_window="24h", created_at=1, endpoint="/v1/chat/completions",
+        input_file_id="file-1", object="batch", status="completed",
+    )  # fmt: skip
+    batch.usage = litellm.Usage(prompt_tokens=100, completion_tokens=50)
+    told("aretrieve_batch", "c", batch)
+    told("aretrieve_batch", "d", batch)
+    assert (used.only().usage.total, used.only().response_id) == (15, "resp_1")
+    assert metering.telemetry.snapshot()["litellm.not_billed"] == 3
+
+
+def test_a_response_in_the_background_is_billed_once_when_it_is_asked_for(callback, used):
+    def told(kind: str, id: str, **more: Any) -> None:
+        answer = ResponsesAPIResponse(
+            id="resp_2", created_at=1, output=[], model="gpt-5", object="response", background=True, **more
+        )
+        callback.log_success_event({"call_type": kind, "litellm_call_id": id, "model": "gpt-5"}, answer)
+
+    usage = {"input_tokens": 11, "output_tokens": 4, "total_tokens": 15}
+    told("aresponses", "a", status="queued")
+    told("aget_responses", "b", status="in_progress")
+    told("aget_responses", "c", status="completed", usage=usage)
+    told("aget_responses", "d", status="completed", usage=usage)
+    record = used.still(1)[0]
+    assert (record.id, record.usage.total) == ("background-resp_2", 15)

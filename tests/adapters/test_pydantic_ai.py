@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("pydantic_ai", reason="pydantic-ai-slim is not installed")
 
+from llm_metering import count_text
 from llm_metering.adapters.pydantic_ai import MeteredModel
 from llm_metering.usage import Usage
 from openai import AsyncOpenAI
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.exceptions import FallbackExceptionGroup
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
@@ -80,9 +85,6 @@ def test_a_stream_that_is_left_is_billed_for_what_came(metering, used, provider)
     model = MeteredModel(openai_model(provider), metering)
 
     async def leave() -> None:
-        from pydantic_ai.messages import ModelRequest
-        from pydantic_ai.models import ModelRequestParameters
-
         asked = [ModelRequest.user_text_prompt("Hello")]
         async with model.request_stream(asked, None, ModelRequestParameters()) as stream:
             n = 0
@@ -144,3 +146,72 @@ def test_a_model_that_fails_records_nothing(metering, used):
     with pytest.raises(ConnectionError):
         asyncio.run(Agent(MeteredModel(FunctionModel(answer), metering)).run("Hi"))
     used.records(0)
+
+
+def answers(words: str, **more: Any) -> FunctionModel:
+    def answer(messages: Any, info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart(words)], **more)
+
+    return FunctionModel(answer, model_name=words)
+
+
+def test_an_answer_that_a_fallback_model_moved_on_from_is_billed_too(metering, used):
+    def is_odd(response: ModelResponse) -> bool:
+        return response.text == "odd"
+
+    first = answers("odd", usage=RequestUsage(input_tokens=10, output_tokens=1))
+    second = answers("even", usage=RequestUsage(input_tokens=20, output_tokens=2), provider_response_id="r2")
+    model = FallbackModel(first, second, fallback_on=[is_odd])
+    asyncio.run(Agent(MeteredModel(model, metering)).run("Hi"))
+    assert {(r.model, r.usage.input, r.usage.output, r.response_id) for r in used.records(2)} == {
+        ("odd", 10, 1, None),
+        ("even", 20, 2, "r2"),
+    }
+
+
+def test_answers_that_were_all_moved_on_from_are_billed(metering, used):
+    def never(response: ModelResponse) -> bool:
+        return True
+
+    model = FallbackModel(answers("odd", usage=RequestUsage(input_tokens=10)), fallback_on=[never])
+    with pytest.raises(FallbackExceptionGroup):
+        asyncio.run(Agent(MeteredModel(model, metering)).run("Hi"))
+    assert used.only().usage == Usage(input=10, output=0)
+
+
+def test_words_that_came_are_billed_where_only_the_prompt_was_reported(metering, used):
+    """As Anthropic's streams do: the answer's count comes in their last event but one."""
+    usage = RequestUsage(input_tokens=50, output_tokens=1)
+    model = MeteredModel(answers("one two three four", usage=usage, state="interrupted"), metering)
+    asyncio.run(model.request([ModelRequest.user_text_prompt("Hi")], None, ModelRequestParameters()))
+    record = used.only()
+    assert (record.provenance, record.usage.input) == ("partial", 50)
+    assert record.usage.output == count_text("one two three four", model="gpt-4o")
+
+
+def test_a_response_that_goes_on_in_the_background_is_not_recorded_until_it_says_what_it_used(metering, used):
+    class Given(TestModel):
+        async def request(self, *asked: Any) -> ModelResponse:
+            return ModelResponse(parts=[], provider_response_id="resp_1", **told.pop(0))
+
+    def ask() -> None:
+        model = MeteredModel(Given(), metering)
+        asyncio.run(model.request([ModelRequest.user_text_prompt("Hi")], None, ModelRequestParameters()))
+
+    told: list[Any] = [{"state": "suspended"}, {"state": "suspended"}]
+    told.append({"usage": RequestUsage(input_tokens=50, output_tokens=7)})
+    for _ in range(3):
+        ask()
+    assert used.only().usage == Usage(input=50, output=7)
+
+
+def test_a_compaction_is_a_call_that_is_billed(metering, used):
+    class Compacts(TestModel):
+        async def compact_messages(self, request_context: Any, *, instructions: Any = None) -> ModelResponse:
+            usage = RequestUsage(input_tokens=900, output_tokens=40)
+            return ModelResponse(parts=[TextPart("in short")], usage=usage)
+
+    model = MeteredModel(Compacts(), metering)
+    context: Any = SimpleNamespace(messages=[ModelRequest.user_text_prompt("Hi")])
+    asyncio.run(model.compact_messages(context, instructions="be short"))
+    assert used.only().usage == Usage(input=900, output=40)
