@@ -81,16 +81,17 @@ def read_answer(
     reported = first(answer, shape.usage)
     usage, problem = believed(reported)
     words = shape.words(answer) if keep_text or not (usage or problem) else None
+    is_messages = shape is MESSAGES
     return Reading(
         usage=usage,
-        model=text(first(answer, shape.model)),
+        model=(served_by(reported) if is_messages else None) or text(first(answer, shape.model)),
         response_id=text(first(answer, shape.id)),
         provider=provider or shape.provider,
         api=api or shape.api,
         problem=problem,
         text=joined(words),
         written=words if words is not None and is_more_than_text(words) else None,
-        beside=advised(reported, text(first(answer, shape.id))) if shape is MESSAGES else (),
+        beside=beside(reported, text(first(answer, shape.id))) if is_messages else (),
     )
 
 
@@ -109,11 +110,17 @@ def believed(reported: Any) -> tuple[Usage, str | None]:
         return Usage(), f"reported usage cannot be believed: {exc}"
 
 
-def advised(reported: Any, response_id: str | None) -> tuple[Reading, ...]:
-    """What Anthropic's advisor used, another model that the usage itself leaves out."""
+def beside(reported: Any, response_id: str | None) -> tuple[Reading, ...]:
+    """What other models used for an answer of Anthropic's, and the usage itself leaves out.
+
+    An advisor, and models that declined in mid-answer, so that another went on: each is charged at its own
+    model's rates. One that declined before its first word is not.
+    https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback
+    """
+    server = served_by(reported)
     found = []
     for number, each in enumerate(items(get(reported, "iterations"))):
-        if get(each, "type") == "advisor_message":
+        if get(each, "type") == "advisor_message" or _has_declined(each, server):
             usage, problem = believed(each)
             name = None if response_id is None else f"{response_id}:{number}"
             found.append(
@@ -127,6 +134,21 @@ def advised(reported: Any, response_id: str | None) -> tuple[Reading, ...]:
                 )
             )
     return tuple(found)
+
+
+def served_by(reported: Any) -> str | None:
+    """The model that went on where another had declined: a stream's beginning names the other."""
+    for each in items(get(reported, "iterations")):
+        if get(each, "type") == "fallback_message":
+            return text(get(each, "model"))
+    return None
+
+
+def _has_declined(iteration: Any, server: str | None) -> bool:
+    """Whether this is the attempt of a model that wrote something and then declined."""
+    if server is None or get(iteration, "type") != "message" or get(iteration, "output_tokens") == 0:
+        return False
+    return text(get(iteration, "model")) not in (None, server)
 
 
 def _kind(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..fields import fields, first, get
 from ..usage import Reading, Usage, Written
-from .answers import OTHER_USAGE, advised, believed, is_more_than_text
+from .answers import OTHER_USAGE, believed, beside, is_more_than_text, served_by
 from .dialects import dialect_of
 from .more_steps import other
 from .shapes import MESSAGES, Shape
@@ -109,9 +109,10 @@ class StreamTally:
         usage, problem = believed(self._reported)
         over = self._final or (self.ended and not self.failed)
         words = self._written() if self._keep_text or not (self._final and (usage or problem)) else None
+        is_messages = self._shape is MESSAGES
         return Reading(
             usage=usage,
-            model=self.model,
+            model=(served_by(self._reported) if is_messages else None) or self.model,
             response_id=self.id,
             provenance="reported" if over else "partial",
             provider=self._provider or (self._shape.provider if self._shape else None),
@@ -119,7 +120,7 @@ class StreamTally:
             problem=problem,
             text="".join(words.texts) or None if words else None,
             written=words if words and is_more_than_text(words) else None,
-            beside=advised(self._reported, self.id) if self._shape is MESSAGES else (),
+            beside=beside(self._reported, self.id) if is_messages else (),
         )
 
     def so_far(self, *, at_least: int = 0) -> Reading:

@@ -1,4 +1,4 @@
-"""What Anthropic's advisor used: another model's tokens, which the usage itself leaves out."""
+"""What other models used for an answer of Anthropic's, and its usage leaves out."""
 
 from __future__ import annotations
 
@@ -66,3 +66,57 @@ def test_an_advisor_whose_numbers_cannot_be_believed_is_set_aside_alone() -> Non
     assert [(other.usage, "negative" in (other.problem or "")) for other in reading.beside] == [
         (Usage(), True)
     ]
+
+
+ASKED, SERVED = "claude-fable-5", "claude-opus-4-8"
+CHAIN: dict[str, Any] = {
+    "input_tokens": 2,
+    "output_tokens": 13658,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 79214,
+    "iterations": [
+        iteration("message", 2, 578, model=ASKED, cache_creation_input_tokens=10421),
+        iteration("message", 1, 40, model=SERVED),  # before it called a tool of the server's
+        iteration("fallback_message", 1, 13618, model=SERVED, cache_read_input_tokens=79214),
+    ],
+}
+
+
+def readings_of(usage: dict[str, Any], *, begins_as: str) -> list[Reading]:
+    """A whole answer names who served it, a stream that a model declined in mid-answer who was asked."""
+    whole = {**MESSAGE, "model": SERVED, "usage": usage}
+    start = {**MESSAGE, "model": begins_as, "usage": {"input_tokens": 2, "output_tokens": 1}}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": start},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+    return [
+        read_response(whole),
+        wire(json.dumps(whole).encode()),
+        read_stream(events),
+        wire(sse(events, done=False)),
+    ]
+
+
+def test_a_model_that_declined_in_mid_answer_is_billed_beside_the_one_that_went_on() -> None:
+    for reading in readings_of(CHAIN, begins_as=ASKED):
+        assert (reading.model, reading.usage.output) == (SERVED, 13658)
+        (declined,) = reading.beside
+        assert (declined.model, declined.response_id) == (ASKED, "msg_1:0")
+        assert declined.usage == Usage(input=2, cached_input=0, cached_write=10421, output=578)
+
+
+def test_a_model_that_declined_before_its_first_word_is_not_charged() -> None:
+    silent = {**CHAIN, "iterations": [iteration("message", 412, 0, model=ASKED), CHAIN["iterations"][2]]}
+    for reading in readings_of(silent, begins_as=SERVED):
+        assert (reading.model, reading.usage.output, reading.beside) == (SERVED, 13658, ())
+
+
+def test_turns_of_one_model_are_in_its_usage_already() -> None:
+    turns = {
+        **USAGE,
+        "iterations": [iteration("message", 1128, 135), iteration("message", 1283, 10, model="m")],
+    }
+    for reading in readings_of(turns, begins_as=SERVED):
+        assert (reading.model, reading.beside) == (SERVED, ())
