@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ..providers.headers import with_headers
-from ..providers.wire import read_known
+from ..providers.wire import begins_as, read_known
 from ..usage import Reading
 from .answer_tally import QUICK_WHOLE, STREAMS, AnswerTally
 from .bodies import KeptBody
@@ -53,7 +53,7 @@ class AppAnswer:
     __slots__ = (
         "_api", "_began", "_headers", "_hold", "_is_lookup", "_is_sure", "_keeps_text", "_kind", "_left",
         "_noted", "_path", "_recorder", "_request", "_scope", "_send", "_send_last", "_tally", "_tap",
-        "_timer", "_whole", "aside", "feed", "over", "room",
+        "_timer", "_undecided", "_whole", "aside", "feed", "over", "room",
     )  # fmt: skip
 
     feed: Callable[[bytes], None] | None
@@ -87,6 +87,8 @@ class AppAnswer:
         self._tap: StreamTap | None = None
         self._whole: bytes | None = None
         """An answer that came in one piece so far, as most do: it may be of a form that has been seen."""
+        self._undecided = b""
+        """First bytes that do not show yet whether they are a stream's."""
         self._began = False
         self.over = False
         self._noted = 0
@@ -158,9 +160,14 @@ class AppAnswer:
                 # They may be an iterator, which could be read only once.
                 self._headers = message["headers"] = list(headers)
             content_type, encoding = self._kind = _kind_of(self._headers)
-            if _is_readable(content_type):
-                self._keeps_text = self._recorder.wants_text()
-                is_plain = content_type == "application/json" and encoding is None and not self._keeps_text
+            is_unsaid = encoding is None and content_type in _UNSAID
+            if not (is_unsaid or _is_readable(content_type)):
+                return
+            self._keeps_text = self._recorder.wants_text()
+            is_plain = content_type == "application/json" and encoding is None and not self._keeps_text
+            if is_unsaid:
+                self.feed = self._begin_unsaid
+            else:
                 self.feed = self._begin_whole if is_plain else self._begin
         except Exception as exc:
             self.fail(exc)
@@ -194,10 +201,11 @@ class AppAnswer:
             if (tap := self._tap) is not None:
                 self._finish_stream(tap, complete)
             elif not self._is_covered():
-                if self._is_slow():
+                known = self._known()
+                if known is None and self._is_slow():
                     self._recorder.later(self._scope, self._read_and_record, self._api)
                     return
-                self._record(self._result())
+                self._record(self._result() if known is None else known)
         except Exception as exc:
             self._recorder.telemetry.failure("middleware.read", exc)
         # The tap knows us, and we know the tap: let go, so that nothing waits for the garbage collector.
@@ -210,8 +218,27 @@ class AppAnswer:
         if self._tally is not None:
             self._tally.give_up(f"the answer could not be read: {type(exc).__name__}")
 
+    def _begin_unsaid(self, chunk: bytes) -> None:
+        """The first bytes of what does not call itself a model's answer: they show whether it may be one."""
+        head = self._undecided + chunk
+        looks = begins_as(head)
+        if looks is None:
+            self._undecided = head
+            return
+        if self._kind[0]:
+            if looks == "text":
+                self.feed = None
+                return
+            self._is_sure = False  # what only looks like an answer is kept where it is one
+        self._kind = "text/event-stream" if looks == "events" else None, None
+        self._begin(head)
+
     def _begin_whole(self, chunk: bytes) -> None:
         """The first bytes of plain JSON, and probably all of them."""
+        if chunk[:1] in _EVENTS_BEGIN:
+            self._kind = "text/event-stream", None
+            self._begin(chunk)
+            return
         self._began = True
         self._whole = chunk
         self.feed = self._go_on
@@ -266,9 +293,7 @@ class AppAnswer:
         )
 
     def _result(self) -> Reading:
-        known = self._known()
-        if known is not None:
-            return known
+        """The reading of an answer of a form that is new, or that came in pieces."""
         tally = self._in_pieces() if self._whole is not None else self._tally
         reading = Reading() if tally is None else tally.result()
         return reading if self._is_sure else with_headers(reading, _texts(self._headers))
@@ -281,8 +306,8 @@ class AppAnswer:
         return read_known(whole)
 
     def _is_slow(self) -> bool:
-        """Whether a whole answer is too long for the event loop, and no adapter waits to hear of it."""
-        if self._whole is not None and len(self._whole) > QUICK_WHOLE and self._known() is None:
+        """Whether an answer of a new form is too long for the event loop, and no adapter waits for it."""
+        if self._whole is not None and len(self._whole) > QUICK_WHOLE:
             self._in_pieces()
         tally = self._tally
         return tally is not None and tally.is_slow and not self._scope.is_listened_to
@@ -378,6 +403,11 @@ def _kind_of(headers: Any) -> tuple[str | None, str | None]:
             encoding = value.strip().lower().decode("latin-1")
     return content_type, encoding if encoding != "identity" else None
 
+
+_UNSAID = frozenset((None, "", "text/plain", "application/octet-stream"))
+"""Content types that do not say what comes: apps that stream often leave it at one."""
+_EVENTS_BEGIN = frozenset((b"d", b"e", b"i", b"r", b":"))
+"""With which letters events begin, and JSON never does."""
 
 _COMMON = {b"application/json": "application/json", b"text/event-stream": "text/event-stream"}
 

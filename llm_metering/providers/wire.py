@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from ..usage import Reading
 from .answers import read_answer, read_response
@@ -22,7 +22,9 @@ STREAMED = frozenset(
     (
         "text/event-stream",
         "application/x-ndjson",
+        "application/ndjson",
         "application/jsonl",
+        "application/jsonlines",
         "application/stream+json",  # Cohere's first version
     )
 )
@@ -34,6 +36,20 @@ _LONGEST_SNIFF = 4096
 _BOM = b"\xef\xbb\xbf"
 _EVENT_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _NEXT_LINE = b"}\n{"
+_OBJECT_BEGINS = re.compile(rb'\[?\s*\{\s*"')
+_BRACKETS = b"[{ \t\r\n"
+
+
+def begins_as(head: bytes) -> Literal["events", "json", "text"] | None:
+    """What an answer with these first bytes is, by its looks; None where it takes more to tell."""
+    begin = head.removeprefix(_BOM).lstrip()
+    if begin.startswith(_EVENT_BEGINS):
+        return "events"
+    if _OBJECT_BEGINS.match(begin):
+        return "json"
+    is_open = not begin.strip(_BRACKETS) or _BOM.startswith(begin)
+    is_open = is_open or any(each.startswith(begin) for each in _EVENT_BEGINS)
+    return None if is_open and len(head) <= _LONGEST_SNIFF else "text"
 
 
 def read_known(body: bytes) -> Reading | None:
