@@ -24,6 +24,11 @@ def is_lookup(path: str) -> bool:
     return bool(name) and parent.endswith("/interactions")
 
 
+def may_be_lookup(path: str) -> bool:
+    """Whether `is_lookup` can be true of a path, or of one that is nested in it."""
+    return "/resp_" in path or "/interactions/" in path
+
+
 def is_in_background(request: bytes | None) -> bool:
     """Whether a request asks that its answer go on without us; deeper inside the words mean nothing."""
     if request is None or IN_BACKGROUND.search(request) is None:

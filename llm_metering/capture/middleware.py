@@ -6,6 +6,7 @@ Pure ASGI. The instance holds configuration only; a request's state lives in its
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from contextvars import Token
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,15 @@ from .answers import LAST, AppAnswer
 from .capacity import Capacity, turn_away
 from .context import CURRENT, Request, is_on_disk
 from .conversations import Conversation
-from .lasting import is_lookup
+from .lasting import is_lookup, may_be_lookup
 from .lifespan import ASGIApp, ASGIScope, Home, Message, Receive, Send, run_with_lifespan
-from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, EMBEDDING_PATHS, SURE_PATHS, path_matcher
+from .routes import DEFAULT_PATHS, DEFAULT_PUBLIC_PATHS, EMBEDDING_PATHS, SURE_PATHS, Remembered, path_matcher
 from .waiting import coroutine_marker
 
 if TYPE_CHECKING:
     from .context import Scope
+
+_MISSING = Token.MISSING
 
 
 class MeteringMiddleware:
@@ -71,6 +74,10 @@ class MeteringMiddleware:
         self._is_sure = path_matcher(SURE_PATHS if paths is DEFAULT_PATHS else paths)
         self._is_public = path_matcher(public_paths, name="public_paths", surely=True)
         self._rejects = metering.settings.on_missing_customer == "reject"
+        # Paths whose requests may need more than a context.
+        self._is_special = Remembered(
+            lambda path: self._rejects or self._is_metered(path) or may_be_lookup(path)
+        )
         self._holds = metering.settings.durability != "memory"
         self._capacity = Capacity(metering)
         self._shapes = self._capacity.shapes
@@ -89,12 +96,9 @@ class MeteringMiddleware:
             scope["type"] != "http"
             or self._key in scope
             or "state" not in scope
-            or (scope["method"] == "POST" and self._is_metered(scope["path"]))
-            or "/resp_" in scope["path"]
-            or "/interactions/" in scope["path"]
+            or self._is_special[scope["path"]]
             or not self._home.is_started
             or (self._shapes and not self._has_room())
-            or self._rejects
             or CURRENT.get() is not None
         ):
             await self._serve(scope, receive, send)
@@ -385,11 +389,15 @@ class _Request(Request):
 
     async def send_outside(self, message: Message) -> None:
         """Send a message outside of this request's context."""
-        token = CURRENT.set(self.outer)
+        old = self.token.old_value
+        token = CURRENT.set(None if old is _MISSING else old)
         try:
             await self.send(message)
-        finally:
-            context.put_back(token)
+        finally:  # as `put_back` does, without the call
+            try:  # noqa: SIM105
+                CURRENT.reset(token)
+            except ValueError:
+                pass
 
 
 def _is_preflight(scope: ASGIScope) -> bool:

@@ -81,6 +81,28 @@ DEFAULT_PUBLIC_PATHS = ("*/health", "*/healthz", "*/live", "*/livez", "*/ready",
 """Paths that are served without a customer even where a missing one is rejected: probes of the platform."""
 
 
+_MOST_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 200
+
+
+class Remembered(dict[str, bool]):
+    """What a test says of a path, by the path: apps have few, and one that was seen is told in one step.
+
+    Clients choose paths, so that neither many nor long ones are kept.
+    """
+
+    def __init__(self, test: Callable[[str], bool]) -> None:
+        self._test = test
+
+    def __missing__(self, path: str) -> bool:
+        found = self._test(path)
+        if len(path) <= _LONGEST_REMEMBERED:
+            if len(self) >= _MOST_REMEMBERED:
+                self.clear()
+            self[path] = found
+        return found
+
+
 def path_matcher(
     patterns: Sequence[str], *, name: str = "paths", surely: bool = False
 ) -> Callable[[str], bool]:
@@ -101,7 +123,7 @@ def path_matcher(
     def matches_both(path: str) -> bool:
         return matches(path) and ((plain := plain_path(path)) is None or matches_plain(plain))
 
-    return matches_both if surely else matches_either
+    return Remembered(matches_both if surely else matches_either).__getitem__
 
 
 def _checked(patterns: Sequence[str], name: str) -> tuple[str, ...]:
