@@ -22,6 +22,7 @@ except ImportError as exc:
     raise MissingExtra("opentelemetry-sdk", "otel") from exc
 
 _MAX_SPANS = 20_000
+_MAX_BELOW = 100
 
 _CALLS = frozenset(("chat", "completion", "text_completion", "generate_content", "embeddings", "embedding"))
 """Operations that are one call of a model. Others, such as `invoke_agent`, add up what is below them."""
@@ -33,7 +34,8 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
         provider.add_span_processor(GenAISpanProcessor(metering))
 
     Sampling comes first: spans that are not recorded are not seen, so this needs a sampler that keeps them.
-    Of spans within each other that both report, such as a framework's over an SDK's, the inner one counts.
+    Of spans within each other that both report, such as a framework's over an SDK's, the inner one counts;
+    what a tool asks a model while another call goes on is a call of its own.
 
     Args:
         metering: Where usage is recorded.
@@ -50,7 +52,7 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
         try:
             parent = None if span.parent is None else span.parent.span_id
             with self._lock:
-                self._open[span.context.span_id] = _Open(parent, self._watched(span))
+                self._open[span.context.span_id] = _Open(parent, self._watched(span), _is_tool(span))
                 gone = self._open.popitem(last=False)[1] if len(self._open) > _MAX_SPANS else None
             if gone is not None and gone.call is not None:
                 gone.call.forget()
@@ -68,9 +70,9 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
                 if call is not None:
                     call.forget()
                 return
-            self._cover(None if known is None else known.parent)
+            self._tell_above(None if known is None else known.parent, reading)
             call = call or WatchedCall(self._recorder, "opentelemetry")
-            if known is not None and known.is_covered:
+            if known is not None and _repeats(reading, known.below):
                 call.forget()
                 return
             call.answered(reading, dimensions=self._dimensions)
@@ -89,23 +91,40 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
         said: Mapping[str, Any] = span.attributes or {}
         return WatchedCall(self._recorder, "opentelemetry") if _is_call(said) else None
 
-    def _cover(self, parent: int | None) -> None:
-        """What is above this span only repeats it."""
+    def _tell_above(self, parent: int | None, reading: Reading) -> None:
+        """What is above this span may only repeat it, up to a tool: that is called in between."""
         with self._lock:
-            while parent is not None and (above := self._open.get(parent)) is not None:
-                above.is_covered = True
+            while parent is not None and (above := self._open.get(parent)) is not None and not above.is_tool:
+                if len(above.below) < _MAX_BELOW:
+                    above.below.append(reading)
                 parent = above.parent
 
 
 class _Open:
     """A span under way."""
 
-    __slots__ = ("call", "is_covered", "parent")
+    __slots__ = ("below", "call", "is_tool", "parent")
 
-    def __init__(self, parent: int | None, call: WatchedCall | None) -> None:
+    def __init__(self, parent: int | None, call: WatchedCall | None, is_tool: bool) -> None:
         self.parent = parent
         self.call = call
-        self.is_covered = False
+        self.is_tool = is_tool
+        self.below: list[Reading] = []
+        """What spans below it reported."""
+
+
+def _is_tool(span: Any) -> bool:
+    return (span.attributes or {}).get("gen_ai.operation.name") == "execute_tool"
+
+
+def _repeats(reading: Reading, below: list[Reading]) -> bool:
+    """Whether a span says what those below it said, each or together; where ids do not tell, it does."""
+    ids = {each.response_id for each in below}
+    if not ids or None in ids or reading.response_id is None or reading.response_id in ids:
+        return bool(ids)
+    counts = [(each.usage.input_total or 0, each.usage.output_total or 0) for each in below]
+    together = (sum(asked for asked, _ in counts), sum(said for _, said in counts))
+    return (reading.usage.input_total or 0, reading.usage.output_total or 0) in (*counts, together)
 
 
 def _is_call(said: Mapping[str, Any]) -> bool:
@@ -124,7 +143,9 @@ def _reading(said: Mapping[str, Any]) -> Reading:
         "output": first("usage.output_tokens", "usage.completion_tokens"),
         "cached": first("usage.cache_read.input_tokens", "usage.cache_read_input_tokens"),
         "written": first("usage.cache_creation.input_tokens", "usage.cache_creation_input_tokens"),
-        "reasoning": first("usage.reasoning.output_tokens", "usage.reasoning_tokens"),
+        "reasoning": first(
+            "usage.reasoning.output_tokens", "usage.reasoning_tokens", "usage.details.reasoning_tokens"
+        ),
     }
     return reading_of(
         _with_all_input(counts),

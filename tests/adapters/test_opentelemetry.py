@@ -94,6 +94,39 @@ def test_what_only_adds_up_is_not_billed_again(tracer, used):
     assert [r.response_id for r in used.still(2)] == ["chatcmpl-1", "chatcmpl-2"]
 
 
+def test_a_call_that_a_tool_makes_while_another_goes_on_hides_neither(tracer, used):
+    """Google's SDK calls tools itself, within the span of its call."""
+    said = {**CHAT, **ANSWER, "gen_ai.operation.name": "generate_content", "gen_ai.response.id": "g-1"}
+    tool = {"gen_ai.operation.name": "execute_tool"}
+    start = tracer.start_as_current_span
+    with start("generate_content", attributes=said), start("execute_tool", attributes=tool):
+        call(tracer)
+    assert {r.response_id for r in used.still(2)} == {"g-1", "chatcmpl-1"}
+
+
+@pytest.mark.parametrize(
+    ("id", "counts", "is_own"),
+    [
+        ("other", (7, 3), True),
+        ("other", (350, 240), False),  # a framework that makes up ids of its own
+        ("other", (700, 480), False),  # and adds up what is below it
+        (None, (7, 3), False),
+    ],
+)
+def test_a_span_over_others_is_a_call_of_its_own_where_ids_and_counts_both_say_so(
+    tracer, used, id, counts, is_own
+):
+    with tracer.start_as_current_span("chat", attributes=CHAT) as outer:
+        call(tracer)
+        call(tracer, gen_ai__response__id="chatcmpl-2")
+        outer.set_attribute("gen_ai.usage.input_tokens", counts[0])
+        outer.set_attribute("gen_ai.usage.output_tokens", counts[1])
+        if id is not None:
+            outer.set_attribute("gen_ai.response.id", id)
+    found = [r.response_id for r in used.still(3 if is_own else 2)]
+    assert found == ["chatcmpl-1", "chatcmpl-2", *(["other"] if is_own else [])]
+
+
 def test_other_spans_and_calls_without_usage_add_nothing(tracer, used):
     with tracer.start_as_current_span("GET /"):
         pass
