@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .._values import dataclass
-from ..fields import dig, get, items, text
+from ..fields import dig, get, is_object, items, text
 from ..usage import Reading
 from .answers import read_response
 
@@ -20,6 +20,7 @@ _ANSWERS = (
 )
 """Where a line holds the answer."""
 _NAMES = (("custom_id",), ("key",), ("recordId",), ("metadata", "key"), ("batch_request_id",))
+_BOM = "\ufeff"
 _FAILED = frozenset(("errored", "canceled", "expired"))
 
 
@@ -34,7 +35,7 @@ class BatchResult:
     reading: Reading
 
 
-def read_batch(lines: Iterable[str | bytes] | str | bytes) -> Iterator[BatchResult]:
+def read_batch(lines: Iterable[Any] | str | bytes, *, batch: str | None = None) -> Iterator[BatchResult]:
     """Read the results of a batch as OpenAI, Anthropic, Gemini, Mistral, Bedrock and their like write them.
 
     Calls that failed or were not made are left out; a line that cannot be read gives a reading with a
@@ -44,40 +45,46 @@ def read_batch(lines: Iterable[str | bytes] | str | bytes) -> Iterator[BatchResu
             metering.record(result.reading, id=result.id, customer=customers[result.name])
 
     Args:
-        lines: The file's lines, or all of its text.
+        lines: The file's lines, or all of its text; or results as an SDK gives them, such as Anthropic's
+            `client.messages.batches.results(id)`.
+        batch: The job's id. Some lines have no id of their own (Bedrock's of Titan, Llama and Nova), and are
+            told apart by what they hold: where a job runs twice and gives the same, only this tells.
     """
     if isinstance(lines, str):
         lines = lines.split("\n")  # JSON may hold what `splitlines` takes for a line's end
     elif isinstance(lines, bytes):
         lines = lines.split(b"\n")
     for number, line in enumerate(lines):
-        if line.strip():
-            found = _result(line, number)
+        if not isinstance(line, (str, bytes)) or line.strip():
+            found = _result(line, number, batch)
             if found is not None:
                 yield found
 
 
-def _result(line: str | bytes, number: int) -> BatchResult | None:
+def _result(line: Any, number: int, batch: str | None) -> BatchResult | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line.lstrip(_BOM)) if isinstance(line, str) else line
+        row = json.loads(row) if isinstance(row, bytes) else row
     except (ValueError, RecursionError):
         problem = "a line of the batch is not JSON, or was cut short"
-        return BatchResult(None, f"batch-{_fingerprint(line, number)}", Reading(problem=problem))
+        return BatchResult(None, f"batch-{_fingerprint(line, number, batch)}", Reading(problem=problem))
     answer = _answer(row)
     if answer is None:
         return None
     name = next((found for path in _NAMES if (found := text(dig(row, path))) is not None), None)
     reading = read_response(answer)
-    own = text(get(row, "id")) or reading.response_id or _fingerprint(line, number)
+    own = text(get(row, "id")) or reading.response_id or _fingerprint(line, number, batch)
     return BatchResult(name, f"batch-{own}", reading)
 
 
-def _fingerprint(line: str | bytes, number: int) -> str:
+def _fingerprint(line: Any, number: int, batch: str | None) -> str:
     """What tells a line without an id from those of other files: callers name their calls alike in each."""
     import hashlib  # few need it
 
-    content = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
-    return f"{number}-{hashlib.sha256(content.strip()).hexdigest()[:32]}"
+    content = line if isinstance(line, (str, bytes)) else repr(line)
+    content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    of = b"" if batch is None else batch.encode("utf-8", "surrogatepass") + b"\n"
+    return f"{number}-{hashlib.sha256(of + content.strip()).hexdigest()[:32]}"
 
 
 def _answer(row: Any) -> Any:
@@ -88,4 +95,4 @@ def _answer(row: Any) -> Any:
         return None
     if isinstance(row, dict) and items(row.get("predictions")):
         return row  # Vertex' embeddings
-    return next((found for path in _ANSWERS if isinstance(found := dig(row, path), dict) and found), None)
+    return next((found for path in _ANSWERS if is_object(found := dig(row, path)) and found), None)

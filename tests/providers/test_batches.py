@@ -127,3 +127,33 @@ def test_usage_that_cannot_be_believed_is_a_problem() -> None:
     (result,) = read_batch(json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": broken}}))
     assert result.reading.problem
     assert not result.reading.usage
+
+
+def test_a_job_that_runs_twice_and_gives_the_same_is_told_apart_by_its_name() -> None:
+    text = json.dumps(WITHOUT_AN_ID["bedrock"][0])
+    ids = [
+        result.id for batch in ("job-1", "job-2", "job-1", None) for result in read_batch(text, batch=batch)
+    ]
+    assert (len(set(ids)), ids[0]) == (3, ids[2])
+    named = json.dumps(LINES["openai"][0])
+    assert {each.id for batch in ("job-1", None) for each in read_batch(named, batch=batch)} == {
+        "batch-batch_req_1"
+    }
+
+
+def test_results_are_read_as_anthropics_sdk_gives_them() -> None:
+    batches = pytest.importorskip("anthropic.types.messages")
+    kind = batches.MessageBatchIndividualResponse
+    succeeded = {"custom_id": "a", "result": {"type": "succeeded", "message": MESSAGE}}
+    error = {"type": "error", "error": {"type": "api_error", "message": "no"}}
+    failed = {"custom_id": "b", "result": {"type": "errored", "error": error}}
+    (result,) = read_batch(kind.construct(**each) for each in (succeeded, failed))
+    assert (result.name, result.id) == ("a", "batch-msg_1")
+    assert leaves(result.reading.usage) == {"input": 9, "output": 2}
+    assert [each.id for each in read_batch([succeeded])] == ["batch-msg_1"]
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read() -> None:
+    text = json.dumps(LINES["openai"][0])
+    for given in ("\ufeff" + text, ("\ufeff" + text).encode()):
+        assert [each.reading.problem for each in read_batch(given)] == [None]
