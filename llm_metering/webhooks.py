@@ -87,11 +87,14 @@ class StripeWebhooks:
         event = _event(body)
         if event is None:
             return 400, "not an event of Stripe's"
-        if problem := await self._foreign(event):
-            return 400, problem
-        if event["type"] not in TYPES:
-            return 200, "ignored"
-        return await self._take(event["id"])
+        try:
+            if problem := await self._foreign(event):
+                return 400, problem
+            return await self._take(event["id"]) if event["type"] in TYPES else (200, "ignored")
+        except Exception as exc:
+            # Stripe sends it again, which is better than to forget it.
+            self._metering.telemetry.failure("webhooks.note", exc)
+            return 503, "the ledger cannot take it now"
 
     def _is_signed(self, body: bytes, header: str | None) -> bool:
         return any(_is_signed_with(secret, body, header) for secret in self._secrets)
@@ -110,16 +113,9 @@ class StripeWebhooks:
         return None
 
     async def _take(self, event_id: str) -> tuple[int, str]:
-        settler = self._metering.settler
-        try:
-            is_new = await self._on_ledger(lambda ledger: heard(ledger, event_id))
-        except Exception as exc:
-            # Stripe sends it again, which is better than to forget it.
-            self._metering.telemetry.failure("webhooks.note", exc)
-            return 503, "the ledger cannot take it now"
-        if not is_new:
+        if not await self._on_ledger(lambda ledger: heard(ledger, event_id)):
             return 200, "known already"
-        if settler is not None:
+        if (settler := self._metering.settler) is not None:
             settler.hear(event_id)
         return 200, "taken"
 

@@ -508,6 +508,18 @@ def test_while_the_ledger_cannot_take_it_stripe_keeps_it(
     assert service.signed(thin())[1] == {"message": "taken"}
 
 
+def test_while_the_ledger_cannot_say_whose_account_it_is_stripe_keeps_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise LedgerError("disk gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.metering._writer._ledger, "account", gone)
+        assert service.signed(thin(context="acct_ours"))[0] == 503
+    assert service.signed(thin(context="acct_ours"))[1] == {"message": "taken"}
+
+
 def test_the_memory_of_events_is_bounded() -> None:
     ledger = MemoryLedger()
     ledger.open(now=NOON)
