@@ -12,8 +12,7 @@ import hashlib
 import hmac
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,23 +95,17 @@ class Carrier:
         named = await self._recorder.naming.wait(scope) if customer is None else customer
         return self._packed(named, {**scope.all_dimensions(), **_texts(dimensions)})
 
-    @contextmanager
-    def bound(self, packed: object) -> Iterator[None]:
+    def bound(self, packed: object) -> Bound:
         """Bill what is inside this block to the customer that was packed, and wait for the disk at its end.
 
         What is missing, forged or too old names nobody: usage is kept without a customer, and
         `carrier.refused` is counted. Whoever was bound outside of this block is not billed inside of it.
+        In an async worker use `async with`: it waits without holding up the others.
         """
-        scope = self._scope(packed)
-        try:
-            with context.entered(scope):
-                yield
-        finally:
-            self._wait(scope)
-
-    def _scope(self, packed: object) -> context.Scope:
         customer, dimensions = self._unpacked(packed)
-        return context.Scope(customer=customer, dimensions=dimensions, owner=self._recorder)
+        return Bound(
+            self._home, context.Scope(customer=customer, dimensions=dimensions, owner=self._recorder)
+        )
 
     def _packed(self, customer: str | None, dimensions: Mapping[str, str]) -> str:
         said = {"c": customers.checked(customer), "d": dict(dimensions), "t": int(self._home.now())}
@@ -143,17 +136,39 @@ class Carrier:
             raise ValueError("too old")
         return customers.checked(said["c"]), _texts(said["d"])
 
-    def _wait(self, scope: context.Scope) -> None:
-        """A task that is over has its usage on disk, as a response has."""
-        settings = self._home.settings
-        if settings.durability == "memory":
+
+class Bound:
+    """The block of a task, `with` or `async with`: when it is over, its usage is on disk."""
+
+    def __init__(self, home: Home, scope: context.Scope) -> None:
+        self._home = home
+        self._scope = scope
+        self._waits = home.settings.durability != "memory"
+
+    def __enter__(self) -> None:
+        self._token = context.enter(self._scope)
+
+    def __exit__(self, *_: object) -> None:
+        context.leave(self._scope, self._token)
+        if not self._waits:
             return
-        ends_at = monotonic() + settings.commit_timeout_s
+        ends_at = monotonic() + self._home.settings.commit_timeout_s
         try:
-            for ticket in scope.tickets or ():
+            for ticket in self._scope.tickets or ():
                 ticket.wait(max(0.0, ends_at - monotonic()))
         except Exception as exc:
-            self._recorder.telemetry.failure("carrier.commit", exc)
+            self._home.recorder.telemetry.failure("carrier.commit", exc)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        context.leave(self._scope, self._token)
+        try:
+            if self._waits:
+                await self._home.recorder.committed(self._scope)
+        except Exception as exc:
+            self._home.recorder.telemetry.failure("carrier.commit", exc)
 
 
 def _texts(dimensions: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm_metering import ConfigurationError, Metering, Settings, Usage
+from llm_metering.capture.context import current
+from llm_metering.capture.waiting import LateTicket
 from llm_metering.carrying import Carrier
 
 ONE = Usage(input=1)
@@ -107,8 +110,6 @@ def test_the_end_of_the_block_waits_until_usage_is_on_disk(tmp_path, secret):
 
 
 def test_an_async_resolver_is_waited_for(secret):
-    import asyncio
-
     from llm_metering.capture.context import Scope, entered
 
     async def resolve(connection: Any) -> str:
@@ -124,3 +125,23 @@ def test_an_async_resolver_is_waited_for(secret):
             return await carrier.pack_async()
 
     assert carrier._unpacked(asyncio.run(request()))[0] == "cus_1"
+
+
+def test_an_async_block_waits_for_the_disk_without_holding_up_the_loop(tmp_path, secret):
+    late = LateTicket()
+
+    async def task() -> None:
+        async with carrier.bound(carrier.pack(customer="cus_1")):
+            metering.record(ONE)
+            scope = current()
+            assert scope is not None
+            scope.tickets = [*(scope.tickets or ()), late]
+            # What is done on this very loop could not be, were it held up.
+            asyncio.get_running_loop().call_soon(late.fail, None)
+        assert late.done
+        assert current() is None
+
+    with Metering(ledger=tmp_path / "ledger", settings=Settings()) as metering:
+        carrier = Carrier(metering, secret)
+        asyncio.run(task())
+        assert metering.status().usage_records == 1
