@@ -52,8 +52,11 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
             if id(context) not in self._calls:
                 # A run's context goes when the run is over, however it ended.
                 finalize(context, self._run_over, id(context)).atexit = False
+            under_way = self._calls.setdefault(id(context), {})
+            if (before := under_way.pop(id(agent), None)) is not None:
+                self._came_to_nothing(before[0])  # and was begun anew
             # The agent is kept, so that the number stays its own.
-            self._calls.setdefault(id(context), {})[id(agent)] = call, request, agent
+            under_way[id(agent)] = call, request, agent
         except Exception as exc:
             self._recorder.telemetry.failure("capture.openai_agents", exc)
         if self._inner is not None:
@@ -73,8 +76,11 @@ class MeteringHooks(RunHooks):  # type: ignore[misc]
 
     def _run_over(self, run: int) -> None:
         for call, _, _ in self._calls.pop(run, {}).values():
-            call.forget()
-            self._recorder.telemetry.count("openai_agents.unanswered")
+            self._came_to_nothing(call)
+
+    def _came_to_nothing(self, call: WatchedCall) -> None:
+        call.forget()
+        self._recorder.telemetry.count("openai_agents.unanswered")
 
 
 _PASSED_ON = ("on_agent_start", "on_agent_end", "on_handoff", "on_tool_start", "on_tool_end")

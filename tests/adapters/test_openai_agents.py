@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
-from agents import Agent, RunConfig, RunHooks, Runner, function_tool, handoff
+from agents import Agent, RunConfig, RunContextWrapper, RunHooks, Runner, function_tool, handoff
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
 from llm_metering.adapters.openai_agents import MeteringHooks
+from llm_metering.capture.context import current
 from openai import AsyncOpenAI
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -167,3 +168,14 @@ def test_other_hooks_are_called_as_if_alone(metering, used, provider):
 def len_of(text: str) -> int:
     """How long a text is."""
     return len(text)
+
+
+def test_a_call_that_is_begun_anew_before_it_was_answered_leaves_nothing_behind(metering, used):
+    hooks, context, agent = MeteringHooks(metering), RunContextWrapper(None), Agent(name="a")
+    with metering.bound(customer="cus_a"):
+        scope = current()
+        for _ in range(3):
+            asyncio.run(hooks.on_llm_start(context, agent, None, []))
+        assert scope is not None
+        assert len(scope.sightings.listeners) == 1
+    assert metering.telemetry.snapshot()["openai_agents.unanswered"] == 2
