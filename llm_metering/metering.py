@@ -352,7 +352,11 @@ class Metering:
 
     @contextmanager
     def bound(self, *, customer: str | None = None, **dimensions: str) -> Iterator[None]:
-        """Name the customer or dimensions of everything inside this block, in or outside of a request."""
+        """Name the customer or dimensions of everything inside this block, in or outside of a request.
+
+        In a web service keep `MeteringMiddleware` round it: servers begin the next request of a connection in
+        the context in which this one received and answered.
+        """
         scope = context.Scope(
             parent=context.current(self.recorder),
             customer=_checked(customer),

@@ -264,7 +264,12 @@ def shared(serve: Serve, metering: Metering) -> Iterator[Connection]:
     async def ignore(request: Request) -> JSONResponse:
         return JSONResponse({})
 
+    async def bound(scope: Any, receive: Any, send: Any) -> None:
+        with metering.bound(customer="cus_ann"):
+            await JSONResponse({"length": len(await Request(scope, receive).body())})(scope, receive, send)
+
     part = FastAPI()
+    part.mount("/bound", bound)
     part.add_route("/use", use, methods=["POST"])
     part.add_route("/ignore", ignore, methods=["POST"])
     app = FastAPI()
@@ -282,8 +287,9 @@ LONG = b"x" * 1_000_000
 
 @pytest.mark.parametrize(
     ("path", "body", "at_once"),
-    [("/metered/use", LONG, False), ("/metered/use", b"", True), ("/metered/ignore", LONG, False)],
-)
+    [("/metered/use", LONG, False), ("/metered/use", b"", True), ("/metered/ignore", LONG, False),
+     ("/metered/bound", LONG, False), ("/metered/bound", b"", True)],
+)  # fmt: skip
 def test_who_comes_next_on_a_connection_is_nobody_who_came_before(
     shared, metering, folder, path, body, at_once
 ):
