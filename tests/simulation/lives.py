@@ -67,8 +67,11 @@ def live(seed: int, kind: Kind = "memory", *, say: Callable[[str], None] | None 
     """Play one life to its end; raise `BrokenRule` if a promise is broken."""
     with _home(kind) as folder:
         life = Life(seed, kind, folder, say)
-        with life.mortal():
-            life.play()
+        try:
+            with life.mortal():
+                life.play()
+        finally:
+            life.close()  # also after a broken rule, whose traceback would keep its files open
         return life.tally
 
 
@@ -135,6 +138,9 @@ class Life:
         for process in self.processes:
             failures = {k: n for k, n in process.telemetry.snapshot().items() if k.startswith("failure")}
             rule(not failures, f"delivery failed: {failures}")
+
+    def close(self) -> None:
+        for process in self.processes:
             process.ledger.close()
 
     def outage(self) -> None:
