@@ -62,7 +62,7 @@ def test_whatever_happens_the_promises_hold_in_postgresql_at_length() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_seed_is_the_same_life_each_time(kind: str) -> None:
-    seed = 7
+    seed = 12  # a short life with many deaths
     stories: list[list[str]] = [[], []]
     first = live(seed, kind, say=stories[0].append)  # type: ignore[arg-type]
     assert live(seed, kind, say=stories[1].append) == first  # type: ignore[arg-type]
