@@ -162,8 +162,10 @@ class Lanes:
             _let_go(held)
         if self.own not in self._held:
             adopted, self._held = self._held, {}
-            self.open(now=now)
-            self._held.update(adopted)
+            try:
+                self.open(now=now)
+            finally:
+                self._held.update(adopted)
 
     def is_full(self, exc: sqlite3.Error) -> bool:
         """Whether an error means that there is no room."""

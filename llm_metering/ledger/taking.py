@@ -106,7 +106,12 @@ class Taker:
                 raise
             close(db)
             db = None
-            if self._repaired(name, fd, size, exc, now):
+            try:
+                repaired = self._repaired(name, fd, size, exc, now)
+            except BaseException:
+                os.close(fd)
+                raise
+            if repaired:
                 os.close(fd)
                 return self.take(name, now, again=True)
         except BaseException:

@@ -407,6 +407,22 @@ def test_a_damaged_lane_waits_for_the_room_to_be_salvaged_and_loses_nothing(left
     ledger.close()
 
 
+def test_a_damaged_lane_that_cannot_be_set_apart_is_salvaged_once_it_can(left):
+    place = left("close")
+    spoil_an_index(lane_of(place))
+    in_the_way = place / "ledger" / "damaged"
+    in_the_way.write_text("a file where a folder should be")
+    ledger = SqliteLedger(place / "ledger", adopt_after_s=0)
+    ledger.open(now=DONE)
+    assert [alarm.name for alarm in ledger.take_alarms()] == ["ledger.lane_put_off"]
+    in_the_way.unlink()
+    billed = sent_by(place) + deliver_all(ledger, place, now=LATER)
+    assert "ledger.damaged" in [alarm.name for alarm in ledger.take_alarms()]
+    assert len(set(billed)) == len(billed) > 400
+    assert conserved(ledger)
+    ledger.close()
+
+
 def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -403,6 +403,28 @@ def test_a_lane_that_is_removed_while_in_use_is_replaced_with_an_alarm(folder, o
     assert totals(ledger)["recorded"] == 10
 
 
+def test_where_a_removed_lane_cannot_be_replaced_what_was_adopted_is_kept_and_delivered_later(
+    folder, opened, monkeypatch
+):
+    dead, ledger = opened(), opened()
+    dead.commit([entry("a")], [], now=T0)
+    dead.close()
+    ledger.maintain(now=T0)
+    (folder / f"lane-{ledger.lane}.db").unlink()
+
+    def no_room(_):
+        raise LedgerError("the disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr("llm_metering.ledger.folder.prepare", no_room)
+        with pytest.raises(LedgerError, match="is full"):
+            ledger.maintain(now=T0)
+    ledger.close()
+    ledger.open(now=T0 + BUCKET)
+    ledger.freeze(now=T0 + BUCKET, bucket_s=BUCKET)
+    assert len(deliver(ledger, now=T0 + BUCKET)) == 1
+
+
 def test_an_account_is_bound_once_for_all_processes(folder, opened):
     first, second = opened(), opened()
     first.bind("acct_1 (test)")
