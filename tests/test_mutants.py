@@ -59,13 +59,18 @@ def test_no_protection_is_left_out() -> None:
 
 def test_a_mutant_that_changes_nothing_is_told_to_live() -> None:
     fence = next(m for m in mutants.MUTANTS if m.name.startswith("fence"))
-    harmless = replace(fence, new=fence.old + "  # as before")
-    assert mutants._judge(harmless, quick=True).problem == "no test noticed"
-    assert mutants._judge(fence, quick=True).problem is None
-    gone = replace(fence, old="text that nobody wrote")
-    assert "bring the mutant up to date" in mutants._judge(gone, quick=True).problem
-    broken = replace(fence, new="this is no Python")
-    assert "broken" in mutants._judge(broken, quick=True).problem
+    source = (ROOT / "llm_metering" / fence.file).read_text(encoding="utf-8")
+    with mutants.copied() as copy:
+        harmless = replace(fence, new=fence.old + "  # as before")
+        assert mutants._judge(harmless, copy, quick=True).problem == "no test noticed"
+        assert mutants._judge(fence, copy, quick=True).problem is None
+        gone = replace(fence, old="text that nobody wrote")
+        assert "bring the mutant up to date" in mutants._judge(gone, copy, quick=True).problem
+        broken = replace(fence, new="this is no Python")
+        assert "broken" in mutants._judge(broken, copy, quick=True).problem
+        assert (copy / "llm_metering" / fence.file).read_text(encoding="utf-8") == source, (
+            "they left no trace"
+        )
 
 
 @pytest.mark.slow

@@ -19,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 300
@@ -680,14 +683,26 @@ def main() -> int:
     tests = sorted({test for m in chosen for test in m.tests})
     if any(m.simulated for m in chosen) and not asked.quick:
         tests.append(SIMULATOR)
-    with _copy() as folder:
+    with ExitStack() as stack, ThreadPoolExecutor(asked.jobs) as pool:
+        free: SimpleQueue[Path] = SimpleQueue()
+        for _ in range(asked.jobs):
+            free.put(stack.enter_context(copied()))
+
+        def judge(mutant: Mutant) -> Verdict:
+            folder = free.get()
+            try:
+                return _tell(_judge(mutant, folder, quick=asked.quick))
+            finally:
+                free.put(folder)
+
+        folder = free.get()
         code, output = _run(folder, tests)
-    if code != 0:
-        print(output[-4000:])
-        print("the tests do not pass without a mutation: nothing can be proved")
-        return 1
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        verdicts = list(pool.map(lambda m: _tell(_judge(m, quick=asked.quick)), chosen))
+        free.put(folder)
+        if code != 0:
+            print(output[-4000:])
+            print("the tests do not pass without a mutation: nothing can be proved")
+            return 1
+        verdicts = list(pool.map(judge, chosen))
     alive = [v for v in verdicts if v.problem]
     print(f"{len(verdicts) - len(alive)} of {len(verdicts)} killed, in {time.monotonic() - began:.0f} s")
     return 1 if alive or not chosen else 0
@@ -709,23 +724,31 @@ def _part(text: str) -> tuple[int, int]:
     return int(number) - 1, int(of)
 
 
-def _judge(mutant: Mutant, *, quick: bool) -> Verdict:
+def _judge(mutant: Mutant, folder: Path, *, quick: bool) -> Verdict:
+    """Put a mutant into the copy, run its tests, and take it out again."""
     began = time.monotonic()
-    with _copy() as folder:
-        path = folder / "llm_metering" / mutant.file
-        source = path.read_text(encoding="utf-8")
-        if mutant.old not in source:
-            return Verdict(mutant, f"its text is not in {mutant.file} any more: bring the mutant up to date")
+    path = folder / "llm_metering" / mutant.file
+    source = path.read_text(encoding="utf-8")
+    if mutant.old not in source:
+        return Verdict(mutant, f"its text is not in {mutant.file} any more: bring the mutant up to date")
+    try:
         path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-        code, output = _run(folder, mutant.tests, "-x")
-        problem = _problem(code, output, "no test noticed")
-        killed_by = next(iter(re.findall(r"^FAILED \S+::(\w+)", output, re.MULTILINE)), "")
-        seen = ""
-        if mutant.simulated and not quick and problem is None:
-            code, output = _run(folder, [SIMULATOR])
-            problem = _problem(code, output, "the simulator did not notice")
-            told = re.findall(r"BrokenRule: (.+)", output)
-            seen = told[-1] if told else ""
+        os.utime(path, (1, 1))  # of another time than anything that was compiled
+        return _judged(mutant, folder, began, quick=quick)
+    finally:
+        shutil.copy2(ROOT / "llm_metering" / mutant.file, path)
+
+
+def _judged(mutant: Mutant, folder: Path, began: float, *, quick: bool) -> Verdict:
+    code, output = _run(folder, mutant.tests, "-x", compiles=False)
+    problem = _problem(code, output, "no test noticed")
+    killed_by = next(iter(re.findall(r"^FAILED \S+::(\w+)", output, re.MULTILINE)), "")
+    seen = ""
+    if mutant.simulated and not quick and problem is None:
+        code, output = _run(folder, [SIMULATOR], compiles=False)
+        problem = _problem(code, output, "the simulator did not notice")
+        told = re.findall(r"BrokenRule: (.+)", output)
+        seen = told[-1] if told else ""
     return Verdict(mutant, problem, killed_by, seen, time.monotonic() - began)
 
 
@@ -745,28 +768,29 @@ def _tell(verdict: Verdict) -> Verdict:
     return verdict
 
 
-class _copy:  # noqa: N801
-    """The package and its tests in a folder of their own."""
-
-    def __enter__(self) -> Path:
-        self.folder = Path(tempfile.mkdtemp(prefix="llm-metering-mutant-"))
+@contextmanager
+def copied() -> Iterator[Path]:
+    """The package and its tests in a folder of their own. One mutant after the other is put into it, so that
+    all the rest is compiled once."""
+    with tempfile.TemporaryDirectory(prefix="llm-metering-mutant-") as made:
+        folder = Path(made)
         for name in ("llm_metering", "tests", "examples"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", self.folder)
-        return self.folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        yield folder
 
 
-def _run(folder: Path, tests: list[str] | tuple[str, ...], *options: str) -> tuple[int, str]:
+def _run(
+    folder: Path, tests: list[str] | tuple[str, ...], *options: str, compiles: bool = True
+) -> tuple[int, str]:
+    """Run tests in the copy. What is compiled of it is kept, unless a mutant is in it."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *options]
+    more = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "" if compiles else "1"}
     try:
         done = subprocess.run(
             [*command, *(f"tests/{test}" for test in tests)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, **more},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
