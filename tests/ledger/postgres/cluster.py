@@ -23,6 +23,7 @@ import pytest
 
 SETTINGS = {
     "listen_addresses": "",
+    "dynamic_shared_memory_type": "mmap",  # in its folder: POSIX's would stay of one that is killed
     "max_connections": "60",
     "shared_buffers": "64MB",
     "min_wal_size": "80MB",
