@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import pkgutil
+import shutil
 import threading
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from llm_metering.ledger import clocks
+
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * 1024**3:
+    # `tmp_path` need not wait for a disk: no test can take a machine's power away. Services that are killed
+    # in tests/e2e and tests/faults have their ledgers on the disk all the same, in their stages' folders.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 def _ours() -> set[threading.Thread]:
