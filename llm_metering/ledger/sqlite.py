@@ -40,6 +40,7 @@ from . import folder as files
 from . import spool, states
 from .attempts import Pair
 from .clocks import ReadBoot, this_boot
+from .forking import GATE
 from .handover import Handover
 from .histories import Aside
 from .identifiers import new_identifier
@@ -64,7 +65,8 @@ def _translated(
     @wraps(method)
     def call(self: SqliteLedger, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return method(self, *args, **kwargs)
+            with GATE:
+                return method(self, *args, **kwargs)
         except _BAD_VALUE as exc:
             raise ValueError(f"cannot be stored: {exc}") from exc
         except sqlite3.Error as exc:
@@ -158,7 +160,8 @@ class SqliteLedger:
             self._lanes.open(now=now)
 
     def close(self) -> None:
-        self._lanes.close()
+        with GATE:
+            self._lanes.close()
 
     @_translated
     def bind(self, account: str) -> None:

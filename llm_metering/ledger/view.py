@@ -27,6 +27,7 @@ from ..protocols import (
 from . import folder as files
 from . import histories, rows, rulings, schema, spool
 from .books import Tally, UsageRow
+from .forking import GATE
 from .windows import Windows, events_within
 
 _BILLABLE = "freeze IS NULL AND held IS NULL AND customer IS NOT NULL"
@@ -224,7 +225,7 @@ class LedgerView:
         for name in files.lane_names(self._folder):
             path = files.lane_path(self._folder, name)
             try:
-                with closing(files.read_lane(path)) as db:
+                with GATE, closing(files.read_lane(path)) as db:
                     db.execute("BEGIN")
                     if schema.version_of(db) == schema.VERSION:
                         read(db, name)

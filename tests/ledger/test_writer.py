@@ -16,6 +16,7 @@ from llm_metering.errors import LedgerError
 from llm_metering.ledger import MemoryLedger, SqliteLedger, Writer, all_committed
 from llm_metering.ledger import pen as pen_module
 from llm_metering.ledger import tickets as tickets_module
+from llm_metering.ledger.forking import Gate
 from llm_metering.usage import Usage
 from tests.ledger.conftest import BUCKET, T0, lines_of, record, rows, totals
 
@@ -685,6 +686,66 @@ assert writer.stop(20)
     assert (done.returncode, done.stderr) == (0, "")
     found = [id_ for (id_,) in rows(tmp_path / "l", "SELECT id FROM usage")]
     assert len(found) == len(set(found)) == 5000 + 3 * 100
+
+
+def test_a_fork_waits_until_no_thread_is_inside_of_sqlite(tmp_path):
+    """A child would inherit SQLite's own locks as they are, and wait for ever."""
+    script = """
+import os, sqlite3, sys, threading, time
+sys.path.insert(0, sys.argv[2])
+from tests.ledger.conftest import T0, entry
+from llm_metering.ledger import SqliteLedger
+inside, slow = threading.Event(), []
+class Slow(sqlite3.Connection):
+    def execute(self, *args):
+        if slow:
+            inside.set()
+            time.sleep(0.2)
+            inside.clear()
+        return super().execute(*args)
+connect = lambda *args, **more: sqlite3.connect(*args, **more, factory=Slow)
+ledger = SqliteLedger(sys.argv[1], connect=connect)
+ledger.open(now=T0)
+slow.append(True)
+thread = threading.Thread(target=lambda: ledger.commit([entry("a")], [], now=T0))
+thread.start()
+assert inside.wait(20)
+if os.fork() == 0:
+    os._exit(inside.is_set())
+code = os.waitstatus_to_exitcode(os.wait()[1])
+thread.join()
+slow.clear()
+ledger.close()
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "l"), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_does_not_wait_for_ever_nor_for_its_own_thread():
+    gate, leave = Gate(patience_s=0.05), threading.Event()
+
+    def hang():
+        with gate:
+            leave.wait(WAIT_S)
+
+    thread = threading.Thread(target=hang)
+    with gate, gate:
+        thread.start()
+        gate.before_fork()
+        with gate:  # what its own thread has begun, it may end
+            gate.after_fork()
+    leave.set()
+    thread.join()
+    patient = Gate(patience_s=WAIT_S)
+    with patient:
+        patient.before_fork()  # at once
+        patient.after_fork()
 
 
 def test_a_whole_life_on_disk(tmp_path, make):
