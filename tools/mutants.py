@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         "a batch's line without an id is another one in another file",
         "providers/batches.py",
-        'return f"{number}-{hashlib.sha256(content.strip()).hexdigest()[:32]}"',
+        'return f"{number}-{hashlib.sha256(of + content.strip()).hexdigest()[:32]}"',
         'return f"{number}"',
         (f"{_BATCHES}::test_a_line_without_an_id_is_another_one_in_another_file_and_the_same_in_the_same",),
     ),
@@ -641,7 +641,7 @@ MUTANTS = (
     Mutant(
         "a span that repeats an inner one is not billed",
         "adapters/opentelemetry.py",
-        "if known is not None and known.is_covered:",
+        "if known is not None and _repeats(reading, known.below):",
         "if False:",
         ("adapters/test_opentelemetry.py::test_what_only_adds_up_is_not_billed_again",),
     ),
