@@ -450,6 +450,8 @@ class Metering:
             self._refuse(bound_to, outcome.message or "another account")
 
     def _refuse(self, bound_to: str, key_of: str) -> None:
+        if self.sender is not None:
+            self.sender.close()
         self._way.stop_forwarding(self.settings.drain_s)
         self._way.close(self.settings.drain_s)
         raise AccountMismatch(bound_to=bound_to, key_of=key_of)

@@ -16,6 +16,7 @@ from ..ledger.places import unfrozen_elsewhere, worker_of
 from ..metering import Metering
 from ..protocols import Alarm
 from ..settings import Settings
+from .explaining import for_a_person
 from .options import ApiBase, ApiKey, Json, Sandbox, Target
 from .screen import Screen, number
 from .standing import Folder, open_ledger
@@ -56,10 +57,21 @@ def deliver(
     left = _left(view) + unfrozen
     counters = metering.telemetry.snapshot()
     sent = {name.partition(".")[2]: n for name, n in counters.items() if name in _OUTCOMES}
-    screen.document({"ledger": folder, "sent": sent, "left": left, "held_by_others": unfrozen})
+    waiting = list(for_a_person(view.status(now=time.time()))) if once else []
+    screen.document(
+        {
+            "ledger": folder,
+            "sent": sent,
+            "left": left,
+            "held_by_others": unfrozen,
+            "for_a_person": {each.about: each.count for each in waiting},
+        }
+    )
     screen.say(f"{number(sent.get('accepted', 0))} meter events accepted, {number(left)} left in the ledger.")
     if unfrozen:
         screen.say(f"{number(unfrozen)} of them are records that another worker holds.")
+    for each in waiting:
+        screen.say(f"- {each}", "yellow")
     if once and left:
         raise typer.Exit(1)
 

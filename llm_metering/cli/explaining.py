@@ -41,7 +41,7 @@ def explanations(standing: LedgerStatus, now: float) -> list[Explanation]:
         *_underway(standing, now),
         *_ambiguous(standing),
         *_pending(standing, now),
-        *_for_a_person(standing),
+        *for_a_person(standing),
     ]
 
 
@@ -126,7 +126,8 @@ def _pending(standing: LedgerStatus, now: float) -> Iterator[Explanation]:
     )
 
 
-def _for_a_person(standing: LedgerStatus) -> Iterator[Explanation]:
+def for_a_person(standing: LedgerStatus) -> Iterator[Explanation]:
+    """What goes nowhere until somebody decides."""
     doubt = standing.events.get("IN_DOUBT", 0)
     if doubt:
         yield Explanation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import io
 import time
@@ -117,3 +118,33 @@ def test_usage_that_no_process_makes_events_of_is_said_to_wait_for_one(run, tmp_
         assert said["about"] == "unfrozen"
         assert said["why"].startswith(why)
     assert said["todo"] == "start the service, or send it with `llm-metering deliver --once`"
+
+
+def test_what_deliver_once_cannot_send_is_told_with_what_to_do(run, at, tmp_path: Path) -> None:
+    """An operator may take the folder for done with, and throw it away."""
+    folder, now = tmp_path / "old", time.time()
+    old = SqliteLedger(folder)
+    old.open(now=now)
+    usage = [entry("cus_sent", 4, now), entry(None, 50, now), entry("cus_held", 9, now, held="unreadable")]
+    old.commit(usage, [], now=now)
+    old.close()
+    run("setup", "pay-as-you-go", *at)
+    ran = run("deliver", "--once", "--timeout", "30", "--ledger", str(folder), *at)
+    said = " ".join(ran.out.split())
+    assert ran.code == 0
+    assert "1 meter events accepted, 0 left in the ledger." in said
+    assert (
+        "1 record has no customer: nobody was named when it was used. `llm-metering unresolved list`" in said
+    )
+    again = run("deliver", "--once", "--timeout", "30", "--ledger", str(folder), *at, "--json")
+    assert again.document["for_a_person"] == {"unresolved": 1, "held": 1}
+
+
+def test_a_worker_with_the_key_of_another_account_is_refused_and_leaves_no_connection(
+    run, at, ledger
+) -> None:
+    ledger.close()
+    ran = run("deliver", "--once", "--ledger", str(ledger.folder), *at)
+    gc.collect()  # an open socket would be told of here
+    assert ran.code == 2
+    assert "acct_1 (test)" in ran.err
