@@ -20,7 +20,7 @@ PAGES = [DOCS / name for name in ("operating.md", "going-live.md", "security.md"
 RAISING = {"alarm", "_alarm", "Alarm"}
 COUNTING = {"count"}
 FAILING = {"failure"}
-NAME = re.compile(r"[a-z]+\.[a-z0-9_]+")
+NAME = re.compile(r"[a-z_]+\.[a-z0-9_]+")
 AREAS = "audit|capacity|client|delivery|forwarder|ledger|metering|middleware|oracle|reconcile|stripe"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from asyncio import current_task
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from ..capture.overhearing import WatchedCall
+from ..capture.waiting import asyncio_loop
 from ..errors import MissingExtra
 from ..providers import read_response
 from ..usage import Reading
@@ -18,9 +21,13 @@ except ImportError as exc:
     raise MissingExtra("langchain-core", "langchain") from exc
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from uuid import UUID
 
 _MAX_CALLS = 1000
+_LOOK_AFTER = 64
+"""From so many calls under way on it is looked whether they still are: LangChain does not tell of a call that
+is cancelled."""
 
 
 class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
@@ -43,6 +50,9 @@ class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
         self._recorder = metering.recorder
         self._dimensions = texts(dimensions)
         self._calls: dict[UUID, tuple[WatchedCall, Any, str | None]] = {}
+        self._tasks: dict[UUID, ref[Task[Any]]] = {}
+        """Those in which calls were begun."""
+        self._look_at = _LOOK_AFTER
 
     def on_chat_model_start(
         self, serialized: Any, messages: Sequence[Sequence[Any]], *, run_id: UUID, **kwargs: Any
@@ -65,15 +75,18 @@ class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
             model = said.get("model") or said.get("model_name")
             call = WatchedCall(self._recorder, "langchain")
             self._calls[run_id] = call, request, model if isinstance(model, str) else None
+            if asyncio_loop() is not None and (task := current_task()) is not None:
+                self._tasks[run_id] = ref(task)
+            if len(self._calls) > self._look_at:
+                self._forget_cancelled()
             if len(self._calls) > _MAX_CALLS:
-                self._calls.pop(next(iter(self._calls)))[0].forget()
+                self._taken(next(iter(self._calls)))[0].forget()
         except Exception as exc:
             self._recorder.telemetry.failure("capture.langchain", exc)
 
     def _end(self, run_id: UUID, result: Any, *, complete: bool) -> None:
         try:
-            call, request, model = self._calls.pop(run_id, None) or (None, None, None)
-            call = call or WatchedCall(self._recorder, "langchain")
+            call, request, model = self._taken(run_id)
             if _is_cached(result):
                 self._recorder.telemetry.count("langchain.not_billed")
                 call.forget()
@@ -85,6 +98,18 @@ class LangChainCallback(BaseCallbackHandler):  # type: ignore[misc]
                 call.answered(reading, request=request, model=model, dimensions=self._dimensions)
         except Exception as exc:
             self._recorder.telemetry.failure("capture.langchain", exc)
+
+    def _taken(self, run_id: UUID) -> tuple[WatchedCall, Any, str | None]:
+        self._tasks.pop(run_id, None)
+        return self._calls.pop(run_id, None) or (WatchedCall(self._recorder, "langchain"), None, None)
+
+    def _forget_cancelled(self) -> None:
+        """Let go of calls whose task is over."""
+        for run_id, known in list(self._tasks.items()):
+            if (task := known()) is None or task.done():
+                self._taken(run_id)[0].forget()
+                self._recorder.telemetry.count("langchain.unanswered")
+        self._look_at = max(_LOOK_AFTER, 2 * len(self._calls))
 
 
 def _readings(result: Any, complete: bool) -> list[Reading]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
+from ..capture.context import CURRENT
 from ..capture.overhearing import WatchedCall
 from ..errors import MissingExtra
 from ..usage import Reading
@@ -71,7 +72,10 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
                     call.forget()
                 return
             self._tell_above(None if known is None else known.parent, reading)
-            call = call or WatchedCall(self._recorder, "opentelemetry")
+            if call is None:
+                # It did not say at its start what it is, and may end anywhere: where it is collected.
+                scope = None if known is None else self._recorder.scope_of(known.begun_in)
+                call = WatchedCall(self._recorder, "opentelemetry", scope=scope)
             if known is not None and _repeats(reading, known.below):
                 call.forget()
                 return
@@ -103,11 +107,12 @@ class GenAISpanProcessor(SpanProcessor):  # type: ignore[misc]
 class _Open:
     """A span under way."""
 
-    __slots__ = ("below", "call", "is_tool", "parent")
+    __slots__ = ("begun_in", "below", "call", "is_tool", "parent")
 
     def __init__(self, parent: int | None, call: WatchedCall | None, is_tool: bool) -> None:
         self.parent = parent
         self.call = call
+        self.begun_in = None if call is not None else CURRENT.get()
         self.is_tool = is_tool
         self.below: list[Reading] = []
         """What spans below it reported."""

@@ -311,7 +311,11 @@ def current(owner: object | None = None) -> Scope | None:
         owner: A recorder: the innermost scope that is not another's, where two `Metering` objects share
             a process.
     """
-    found = CURRENT.get()
+    return innermost(CURRENT.get(), owner)
+
+
+def innermost(found: Scope | Request | None, owner: object | None) -> Scope | None:
+    """As `current`, of a context that was current: what `CURRENT` held then."""
     if owner is not None:
         while found is not None and found.owner is not None and found.owner is not owner:
             found = found.outer

@@ -208,7 +208,11 @@ class Recorder:
     def scope_here(self) -> Scope:
         """The scope for what ends later, on another task or thread: the current one, or one of its own, so
         that it never lands on whoever happens to be served then."""
-        scope = context.current(self)
+        return self.scope_of(context.CURRENT.get())
+
+    def scope_of(self, found: Scope | context.Request | None) -> Scope:
+        """As `scope_here`, for a place where `context.CURRENT` held this."""
+        scope = context.innermost(found, self)
         if scope is None:
             scope = Scope(owner=self)
             scope.seen = self._ambient

@@ -73,7 +73,8 @@ def _result(line: Any, number: int, batch: str | None) -> BatchResult | None:
         return None
     name = next((found for path in _NAMES if (found := text(dig(row, path))) is not None), None)
     reading = read_response(answer)
-    own = text(get(row, "id")) or reading.response_id or _fingerprint(line, number, batch)
+    own = text(get(row, "id")) or reading.response_id or text(dig(row, ("response", "request_id")))
+    own = own or _fingerprint(line, number, batch)
     return BatchResult(name, f"batch-{own}", reading)
 
 

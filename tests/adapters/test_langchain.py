@@ -18,6 +18,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from llm_metering import count_text
 from llm_metering.adapters.langchain import LangChainCallback
+from llm_metering.capture.context import current
 from llm_metering.usage import Usage
 
 USAGE = {
@@ -223,3 +224,37 @@ def test_parts_under_names_of_langchains_partners_are_taken_apart(metering, used
     told = {"input_tokens": 350, "output_tokens": 240, "total_tokens": 590, **details}
     Model(usage=told).invoke("Hi", config={"callbacks": [LangChainCallback(metering)]})
     assert used.only().usage == expected
+
+
+def test_calls_that_were_cancelled_are_let_go_and_counted(metering, used):
+    """LangChain tells nobody of them."""
+
+    class Slow(Model):
+        async def _agenerate(self, *args: Any, **more: Any) -> ChatResult:
+            begun.release()
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    callback = LangChainCallback(metering)
+    config: Any = {"callbacks": [callback]}
+    begun = asyncio.Semaphore(0)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(Slow().ainvoke("Hi", config=config))
+        await begun.acquire()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def calls() -> None:
+        with metering.bound(customer="cus_a"):
+            for _ in range(200):
+                await cancelled()
+            await Model().ainvoke("Hi", config=config)
+            scope = current()
+            assert scope is not None
+            assert len(scope.sightings.listeners) == len(callback._calls) < 100
+
+    asyncio.run(calls())
+    assert metering.telemetry.snapshot()["langchain.unanswered"] > 100
+    assert used.only().usage == APART

@@ -162,6 +162,19 @@ def test_a_span_bills_the_customer_at_its_start_wherever_it_ends(tracer, meterin
     assert sorted(str(r.customer) for r in used.records(8)) == [f"cus_{n}" for n in range(8)]
 
 
+def test_a_span_that_says_late_what_it_is_bills_the_customer_at_its_start(tracer, metering, used):
+    """An abandoned stream's may end where the garbage collector finds it: in anybody's context."""
+    with metering.bound(customer="cus_1"):
+        span = tracer.start_span("POST")
+    outside = tracer.start_span("POST")
+    with metering.bound(customer="cus_2"):
+        span.set_attributes({**CHAT, **ANSWER})
+        span.end()
+        outside.set_attributes({**CHAT, **ANSWER, "gen_ai.response.id": "chatcmpl-2"})
+        outside.end()
+    assert [record.customer for record in used.records(2)] == ["cus_1", "cus_a"]
+
+
 def test_spans_that_never_end_take_bounded_room(metering, used, monkeypatch):
     monkeypatch.setattr("llm_metering.adapters.opentelemetry._MAX_SPANS", 10)
     processor = GenAISpanProcessor(metering)

@@ -141,6 +141,15 @@ def test_a_job_that_runs_twice_and_gives_the_same_is_told_apart_by_its_name() ->
     }
 
 
+def test_azures_lines_without_an_id_are_known_by_their_requests() -> None:
+    body = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 9, "total_tokens": 9}}
+    rows = [
+        {"custom_id": "a", "response": {"request_id": name, "status_code": 200, "body": body}}
+        for name in ("r-1", "r-2")
+    ]
+    assert [each.id for row in rows for each in read_batch(json.dumps(row))] == ["batch-r-1", "batch-r-2"]
+
+
 def test_results_are_read_as_anthropics_sdk_gives_them() -> None:
     batches = pytest.importorskip("anthropic.types.messages")
     kind = batches.MessageBatchIndividualResponse
