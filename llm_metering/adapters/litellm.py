@@ -11,6 +11,7 @@ from typing import Any
 from ..capture.lasting import standing
 from ..capture.overhearing import WatchedCall
 from ..errors import MissingExtra
+from ..fields import get
 from ..providers import read_response
 from ..usage import Reading
 from .counts import Home, texts
@@ -102,7 +103,9 @@ class LiteLLMCallback(CustomLogger):  # type: ignore[misc]
         lasting = None
         is_of_use = kwargs.get("cache_hit") is not True and kind not in _UNREAD
         if is_of_use and "responses" in kind:
-            is_of_use, lasting = standing(reading, _body(answer))
+            is_background = get(answer, "background") is True
+            body = b"" if reading.usage and not is_background else _body(answer)
+            is_of_use, lasting = standing(reading, body)
         if not is_of_use or (lasting is None and _is_lookup(kind)):
             call.forget()
             self._recorder.telemetry.count("litellm.not_billed")

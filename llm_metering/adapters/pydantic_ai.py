@@ -9,6 +9,7 @@ from typing import Any
 
 from ..capture.overhearing import WatchedCall
 from ..errors import MissingExtra
+from ..fields import items
 from ..usage import Reading
 from .counts import Home, reading_of, texts
 
@@ -90,7 +91,7 @@ class MeteredModel(WrapperModel):  # type: ignore[misc]
     def _attempted(self, call: WatchedCall, attempts: Any) -> None:
         """Answers of models that a `FallbackModel` moved on from: they were paid for, too."""
         try:
-            for attempt in attempts or ():
+            for attempt in items(attempts):
                 if getattr(attempt, "usage", None) is None:
                     continue
                 reading = _counted(attempt.usage, model=attempt.model_name, provider=attempt.provider_name)
