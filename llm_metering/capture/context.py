@@ -47,6 +47,28 @@ class Heard:
         """The surfaces that saw the same call and left it at this record."""
 
 
+class Opened:
+    """A stream that was opened while an adapter had a call under way, and is recorded when it is closed."""
+
+    __slots__ = ("claimed", "is_over", "tally")
+
+    def __init__(self, tally: object) -> None:
+        self.tally = tally
+        self.is_over = False
+        self.claimed: set[Surface] = set()
+        """The surfaces that saw the same call and left it to this stream."""
+
+
+class Listening:
+    """What an adapter hears of while it has a call under way."""
+
+    __slots__ = ("records", "streams")
+
+    def __init__(self) -> None:
+        self.records: list[Heard] = []
+        self.streams: list[Opened] = []
+
+
 class Sightings:
     """Which answers which surface has seen, so that one answer counts once however many saw it.
 
@@ -55,8 +77,8 @@ class Sightings:
     counts twice, and a decorator round both adds nothing.
     """
 
-    listeners: tuple[list[Heard], ...] = ()
-    """What is recorded is noted in each of these, for the adapters that have a call under way."""
+    listeners: tuple[Listening, ...] = ()
+    """What is recorded and opened is noted in each of these, for the adapters that have a call under way."""
 
     def __init__(self) -> None:
         self._seen: dict[str, dict[Surface, int]] = {}
@@ -85,15 +107,15 @@ class Sightings:
             self._customers.clear()
         return key if self._customers.setdefault(key, customer) == customer else f"{key}:{customer}"
 
-    def listen(self, heard: list[Heard]) -> None:
-        """Note in `heard` what is recorded from now on."""
+    def listen(self, listening: Listening) -> None:
+        """Note in `listening` what is recorded and opened from now on."""
         with self._lock:
-            self.listeners = (*self.listeners, heard)
+            self.listeners = (*self.listeners, listening)
 
-    def unlisten(self, heard: list[Heard]) -> None:
-        """Note nothing more in `heard`."""
+    def unlisten(self, listening: Listening) -> None:
+        """Note nothing more in it."""
         with self._lock:
-            self.listeners = tuple(each for each in self.listeners if each is not heard)
+            self.listeners = tuple(each for each in self.listeners if each is not listening)
 
     def _forget(self) -> None:
         """Forget the oldest, some at a time."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..usage import NOTHING, Reading, Surface
-from .context import Heard
+from .context import Heard, Listening, Opened
 
 if TYPE_CHECKING:
     from .context import Scope
@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 _MAX_HEARD = 256
 
 
-def tell(listeners: Iterable[list[Heard]], reading: Reading, surface: Surface) -> None:
+def tell(listeners: Iterable[Listening], reading: Reading, surface: Surface) -> None:
     """Note a record for the adapters that listen."""
     heard = Heard(reading, surface)
     for each in listeners:
-        if len(each) < _MAX_HEARD:
-            each.append(heard)
+        if len(each.records) < _MAX_HEARD:
+            each.records.append(heard)
+
+
+def tell_opened(listeners: Iterable[Listening], tally: object) -> Opened:
+    """Note a stream that is being read, for the adapters that listen."""
+    opened = Opened(tally)
+    for each in listeners:
+        if len(each.streams) < _MAX_HEARD:
+            each.streams.append(opened)
+    return opened
 
 
 class WatchedCall:
@@ -41,7 +50,7 @@ class WatchedCall:
         self._recorder = recorder
         self._surface: Surface = surface
         self.scope = recorder.scope_here() if scope is None else scope
-        self._heard: list[Heard] = []
+        self._heard = Listening()
         self.scope.sightings.listen(self._heard)
 
     def forget(self) -> None:
@@ -73,7 +82,7 @@ class WatchedCall:
         if not (reading.usage or reading.problem or reading.text or reading.written or reading.response_id):
             self._recorder.telemetry.count(f"{self._surface}.unread")
             return
-        if self._was_heard(reading, own_id):
+        if self._was_heard(reading, own_id) or (reading.provenance == "partial" and self._is_open(reading)):
             return
         self._recorder.record(
             reading,
@@ -88,14 +97,24 @@ class WatchedCall:
 
     def _was_heard(self, reading: Reading, own_id: bool) -> bool:
         if reading.response_id is not None and any(
-            heard.reading.response_id == reading.response_id for heard in self._heard
+            heard.reading.response_id == reading.response_id for heard in self._heard.records
         ):
             return False  # known by its id: then the recorder knows how often it is to be counted
-        for heard in self._heard:
+        for heard in self._heard.records:
             if heard.surface == self._surface or self._surface in heard.claimed:
                 continue
             if _is_same(heard.reading, reading, own_id):
                 heard.claimed.add(self._surface)
+                return True
+        return False
+
+    def _is_open(self, reading: Reading) -> bool:
+        """Whether what broke off is a stream that somebody inside has not closed yet, and records then."""
+        for opened in self._heard.streams:
+            text = getattr(opened.tally, "text", None)
+            is_other = isinstance(text, str) and not text.startswith(reading.text or "")
+            if not (opened.is_over or is_other or self._surface in opened.claimed):
+                opened.claimed.add(self._surface)
                 return True
         return False
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..usage import NOTHING, Reading, Surface, Usage
 from .collecting import is_collecting, watch
 from .estimates import rough_tokens
+from .overhearing import tell_opened
 
 if TYPE_CHECKING:
     from ..protocols import Ticket
-    from .context import Scope
+    from .context import Opened, Scope
     from .recorder import Recorder
 
 EVENTS_BETWEEN_LOOKS = 32
@@ -24,6 +25,8 @@ EVENTS_BETWEEN_LOOKS = 32
 
 _LASTING = frozenset(("responses", "interactions", "assistants"))
 """APIs whose answers can go on without us, and have ids that no two of them share."""
+
+_ROUND = frozenset(("middleware", "decorator"))
 
 SECOND_ROW_AFTER_S = 0.25
 """A stream that lives so long has its prompt counted for its second row; the first holds an estimate."""
@@ -70,8 +73,8 @@ class StreamTap:
 
     __slots__ = (
         "__weakref__", "_began", "_covered", "_customer", "_dimensions", "_due", "_every_tokens", "_finished",
-        "_id", "_last", "_lasting", "_left", "_lock", "_model", "_noted", "_process", "_prompt", "_recorder",
-        "_request", "_rows", "_surface", "hold", "scope", "tally",
+        "_id", "_last", "_lasting", "_left", "_lock", "_model", "_noted", "_opened", "_process", "_prompt",
+        "_recorder", "_request", "_rows", "_surface", "hold", "scope", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +117,10 @@ class StreamTap:
         """Asked when a stream breaks off: whether its rest is read, and `finish` called again afterwards."""
         watch()
         self.scope.note_opened(self)
+        self._opened: Opened | None = None
+        # What stands round an adapter's call may leave the stream to it, and so cannot be left it.
+        if surface not in _ROUND and self.scope.is_listened_to:
+            self._opened = tell_opened(self.scope.sightings.listeners, tally)
 
     def feed(self, event: Any) -> None:
         """Take one event. Never raises."""
@@ -160,7 +167,7 @@ class StreamTap:
             self._recorder.telemetry.failure("capture.stream", exc)
             return None
         finally:
-            self.scope.note_finished(self)
+            self._over()
 
     def _finish_later(self, complete: bool) -> Ticket | None:
         """Finish on the counter's thread. Takes no lock; the request waits for the record all the same."""
@@ -175,7 +182,12 @@ class StreamTap:
                 return
             self._finished = True
         self._recorder.drop(self._id)
+        self._over()
+
+    def _over(self) -> None:
         self.scope.note_finished(self)
+        if self._opened is not None:
+            self._opened.is_over = True
 
     def leave_progress(self) -> None:
         """Note in the ledger what came so far: the request is over, and the rest may never be read."""
@@ -190,7 +202,7 @@ class StreamTap:
         if getattr(self, "_finished", True):
             return
         if not self._began:
-            self.scope.note_finished(self)
+            self._over()
             return
         with suppress(Exception):
             self._recorder.telemetry.count("stream.abandoned")

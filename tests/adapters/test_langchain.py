@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -258,3 +259,46 @@ def test_calls_that_were_cancelled_are_let_go_and_counted(metering, used):
     asyncio.run(calls())
     assert metering.telemetry.snapshot()["langchain.unanswered"] > 100
     assert used.only().usage == APART
+
+
+class OverClient(Model):
+    """Streams what a client of OpenAI's streams, and gives no id on."""
+
+    client: Any = None
+
+    async def _astream(self, *args: Any, **more: Any) -> AsyncIterator[ChatGenerationChunk]:
+        asked: Any = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hello there"}]}
+        async with await self.client.chat.completions.create(**asked, stream=True) as stream:
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    yield ChatGenerationChunk(message=AIMessageChunk(choice.delta.content or ""))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_stream_that_is_closed_is_billed_once_over_a_wrapped_client(metering, used, provider):
+    """LangChain tells of it before it closes the client's."""
+    openai = pytest.importorskip("openai")
+    client = metering.wrap(openai.AsyncOpenAI(base_url=provider.base_url, api_key="k"))
+
+    async def leave(model: Model) -> None:
+        stream: Any = model.astream("Hi", config={"callbacks": [LangChainCallback(metering)]})
+        for _ in range(3):
+            await anext(stream)
+        await stream.aclose()
+
+    async def both() -> None:
+        async with client:
+            # Another call beside it, which no client sees, is billed for what came of it.
+            over: Any = OverClient(client=client).astream(
+                "Hi", config={"callbacks": [LangChainCallback(metering)]}
+            )
+            for _ in range(3):
+                await anext(over)
+            await leave(Model())
+            await over.aclose()
+            await leave(OverClient(client=client))
+
+    with metering.bound(customer="cus_a"):
+        asyncio.run(both())
+    gc.collect()
+    assert sorted(record.surface for record in used.still(3)) == ["client", "client", "langchain"]
