@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +14,7 @@ from llm_metering.errors import ConfigurationError, StripeUnavailable
 from llm_metering.sandbox import Sandbox, running_sandbox
 from llm_metering.senders.reading import StripeReader
 from llm_metering.senders.summaries import Meter, Summaries
+from stripe import StripeClient
 
 NOW = 1_750_000_000
 HOUR = NOW - NOW % 3600
@@ -37,6 +39,12 @@ def one_sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
+@lru_cache(maxsize=1)
+def client_of(sandbox: Sandbox) -> StripeClient:
+    """One for all requests: making it takes longer than a request."""
+    return sandbox.client()
+
+
 @pytest.fixture
 def sandbox(one_sandbox: Sandbox) -> Sandbox:
     one_sandbox.clear_faults()
@@ -45,7 +53,7 @@ def sandbox(one_sandbox: Sandbox) -> Sandbox:
 
 
 def meter(sandbox: Sandbox, event_name: str = "tokens", **more: Any) -> Any:
-    return sandbox.client().v1.billing.meters.create(
+    return client_of(sandbox).v1.billing.meters.create(
         {
             "display_name": "Tokens",
             "event_name": event_name,
@@ -57,7 +65,7 @@ def meter(sandbox: Sandbox, event_name: str = "tokens", **more: Any) -> Any:
 
 def use(sandbox: Sandbox, customer: str, value: str, at: int, event_name: str = "tokens") -> None:
     payload = {"stripe_customer_id": customer, "value": value}
-    sandbox.client().v1.billing.meter_events.create(
+    client_of(sandbox).v1.billing.meter_events.create(
         {"event_name": event_name, "payload": payload, "timestamp": at}
     )
 
@@ -71,7 +79,7 @@ def summaries(sandbox: Sandbox) -> Iterator[Summaries]:
 
 @pytest.fixture
 def customer(sandbox: Sandbox) -> str:
-    return str(sandbox.client().v1.customers.create({"name": "c"}).id)
+    return str(client_of(sandbox).v1.customers.create({"name": "c"}).id)
 
 
 def test_a_minute_is_added_up_exactly(sandbox: Sandbox, summaries: Summaries, customer: str) -> None:
@@ -119,7 +127,7 @@ def test_a_meter_that_was_made_since_is_found(sandbox: Sandbox, summaries: Summa
 def test_a_deactivated_meter_is_seen_when_asked_afresh(sandbox: Sandbox, summaries: Summaries) -> None:
     made = meter(sandbox)
     assert summaries.meter("tokens").active
-    sandbox.client().v1.billing.meters.deactivate(made.id)
+    client_of(sandbox).v1.billing.meters.deactivate(made.id)
     assert not summaries.meters(afresh=True)["tokens"].active
 
 
