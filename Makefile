@@ -29,11 +29,13 @@ $(VENV)/.ready-%: pyproject.toml
 demo: $(VENV)/.ready-demo ## From LLM calls to both invoice previews, offline, in under a minute
 	$(BIN)/llm-metering demo
 
+JOBS ?= 2
 test: $(READY) ## All tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
+WHICH ?= not slow
 quick: $(READY) ## The tests that take no time
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "$(WHICH)"
 
 again: $(READY) ## Those that failed last, one after another
 	$(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fleet_sim import calls, events_of, expected, per_million, play, svg, zipf
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("skew", [0.0, 1.0])
 def test_the_formula_says_what_is_played(skew: float) -> None:

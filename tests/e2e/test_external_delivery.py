@@ -18,6 +18,8 @@ import pytest
 from llm_metering import billing
 from llm_metering.ledger import LedgerView
 
+pytestmark = pytest.mark.once
+
 SEED = int(os.environ.get("LLM_METERING_SEED") or time.time_ns() % 1_000_000)
 ROUNDS = 8
 ENOUGH = 500

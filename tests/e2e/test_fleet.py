@@ -20,6 +20,8 @@ from llm_metering.ledger.postgres import PostgresBooks, migrate
 from tests.e2e.test_external_delivery import Play, kill
 from tests.ledger.postgres.cluster import Cluster, needed
 
+pytestmark = pytest.mark.once
+
 SEED = int(os.environ.get("LLM_METERING_SEED") or time.time_ns() % 1_000_000)
 SCHEMA = "llm_metering"
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from llm_metering.cli.stage import free_port
+
+pytestmark = pytest.mark.once
 
 
 def test_a_wrong_key_pauses_consumes_nothing_and_a_restart_with_the_right_one_delivers(world):

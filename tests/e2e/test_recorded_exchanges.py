@@ -29,7 +29,10 @@ SKIPPED_APIS = {"assistants"}  # runs on OpenAI's servers; no answer passes thro
 SHARED = Path(os.environ.get("LLM_METERING_SHARED", Path(__file__).parents[3] / "shared"))
 EXCHANGES = Path(os.environ.get("LLM_METERING_EXCHANGES", SHARED / "exchanges"))
 
-pytestmark = pytest.mark.skipif(not EXCHANGES.is_dir(), reason=f"recorded exchanges are missing: {EXCHANGES}")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not EXCHANGES.is_dir(), reason=f"recorded exchanges are missing: {EXCHANGES}"),
+]
 
 
 def recorded(provider: str) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from llm_metering.__main__ import main
 from llm_metering.billing import load_catalog
 from llm_metering.sandbox import running_sandbox
 
+pytestmark = pytest.mark.once
+
 FOLDER = Path(__file__).parents[2] / "examples/billing_catalog"
 CATALOG = str(FOLDER / "catalog.toml")
 

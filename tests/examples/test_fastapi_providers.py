@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import EXAMPLES
 
+pytestmark = pytest.mark.once
+
 for package in ("anthropic", "groq", "mistralai", "openai"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 

@@ -20,6 +20,8 @@ from llm_metering.ledger.postgres import PostgresBooks
 from llm_metering.sandbox import running_sandbox
 from llm_metering.settings import Settings, variable
 
+pytestmark = pytest.mark.once
+
 yaml = pytest.importorskip("yaml")
 FOLDER = Path(__file__).parents[2] / "examples/kubernetes"
 SETTINGS = {variable(f.name) for f in fields(Settings)}

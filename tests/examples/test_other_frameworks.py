@@ -7,6 +7,8 @@ import asyncio
 import httpx
 import pytest
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(params=["litestar", "django"])
 def service(request, ground):

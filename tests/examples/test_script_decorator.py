@@ -11,6 +11,8 @@ import pytest
 from llm_metering import billing
 from llm_metering.sandbox import running_sandbox
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "script_decorator" / "script.py"
 
 

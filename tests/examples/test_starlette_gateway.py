@@ -6,6 +6,8 @@ import httpx
 import pytest
 from openai import AuthenticationError, OpenAI
 
+pytestmark = pytest.mark.once
+
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "tell me of the sea"}]}
 
 

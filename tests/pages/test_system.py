@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ("make", "sh", "id", "env", "sleep", "cat", "ls", "cp")
 NEEDED = ("chromium", "chromedriver", "initdb", "pgbouncer")
