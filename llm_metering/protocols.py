@@ -40,6 +40,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTime:
+    """Stripe's clock, as an answer of its own told it."""
+
+    now: float
+    """What it shows at this moment, Unix seconds."""
+    heard_at: float
+    """When the answer came, on the monotonic clock: tells one from another."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One record with what it adds to each meter, ready to be committed."""
 
@@ -410,6 +420,12 @@ class Ledger(Books, Protocol):
     def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
         """Stripe has refused what it had accepted: ACCEPTED becomes DEAD. None if it was not ACCEPTED."""
 
+    def hear_time(self, ahead_s: float | None, *, now: float) -> bool:
+        """Stripe has just told the time: its clock is so many seconds ahead of ours; None if it has not. By
+        what ours fell behind since the last time, doubts grow older. Whether doubts wait to hear it: from the
+        first call on none is claimed that began before a moment in which nobody can tell whether our clock
+        went on, as in a machine that was started anew, until the time is told."""
+
     def pause_meter(self, event_name: str, *, why: str | None) -> None:
         """Begin to send nothing more of this event name, since its meter is gone; None lets it go on. What
         may have arrived already is sent again all the same."""
@@ -437,7 +453,11 @@ class Ledger(Books, Protocol):
 
 
 class Sender(Protocol):
-    """Sends meter events and says what happened. Never raises for what a server or network does."""
+    """Sends meter events and says what happened. Never raises for what a server or network does.
+
+    One that has a method `server_time() -> ServerTime | None` besides, as Stripe's own have, lets the ledger
+    hold its clock against Stripe's.
+    """
 
     max_batch: int
     """How many events one request may carry."""

@@ -232,6 +232,7 @@ def _server(app: SandboxApp) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
+        date_header=False,  # the sandbox has a clock of its own
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
     )

@@ -10,6 +10,8 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable
+from email.utils import formatdate
+from functools import lru_cache
 
 from .errors import Refusal, bad_key, call_not_played, invalid, server_fault, unknown_url
 from .expansion import expand_answer
@@ -83,6 +85,7 @@ class Service:
     def stamped(self, request: Request, answer: Answer) -> Answer:
         """An answer with the headers that every one of Stripe's has."""
         answer.headers.setdefault("Request-Id", self.world.new_request_id())
+        answer.headers["Date"] = _date(int(self.world.now()))
         answer.headers["Stripe-Version"] = request.header(b"stripe-version") or API_VERSION
         key = request.header(b"idempotency-key")
         if key is not None:
@@ -213,6 +216,11 @@ class Service:
                 self.world.now() + life,
             ),
         )
+
+
+@lru_cache(maxsize=4)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from .._redact import mask
 from .._values import dataclass, maker
 from ..errors import ConfigurationError
+from .server_clock import ServerClock
 from .threads import last_moment
 
 if TYPE_CHECKING:
@@ -121,14 +122,17 @@ class Connection:
         context: Callable[[], ssl.SSLContext],
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: ServerClock | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._context = context
         self._monotonic = monotonic
+        self._clock = clock or ServerClock()
         self._sock: socket.socket | None = None
         self._pid = os.getpid()
         self._used_at = 0.0
         self._deadline = 0.0
+        self._sent_at = 0.0
 
     def exchange(
         self, request: bytes, timeout_s: float, halfway: Callable[[], object] | None = None
@@ -200,7 +204,8 @@ class Connection:
 
     def _write(self, request: bytes, deadline: float, halfway: Callable[[], object] | None) -> None:
         sock = self._open_socket()
-        if time.time() > last_moment.get():
+        self._sent_at = time.time()
+        if self._sent_at > last_moment.get():
             self.close()
             raise NoAnswer(False, TimeoutError("it waited too long to be sent, as in a stopped process"))
         # A plain socket that refuses the first write has taken nothing. Under TLS that is not as plain.
@@ -320,6 +325,8 @@ class Connection:
         if not (persistent and whole and not left_over and status < 500 and status != 408):
             self.close()
         self._used_at = self._monotonic()
+        if self._used_at >= self._clock.listen_at:
+            self._clock.hear(head, sent_at=self._sent_at, monotonic=self._used_at)
         return _answer(status, headers, body, whole)
 
     def _read_head(self, sock: socket.socket, data: bytes, deadline: float) -> tuple[bytes, bytes]:

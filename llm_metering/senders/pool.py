@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .connection import Answer, Connection, Endpoint
+from .server_clock import ServerClock
 
 if TYPE_CHECKING:
     import ssl
@@ -16,10 +17,12 @@ class Pool:
 
     Args:
         tls: Makes the TLS context, once it is needed.
+        clock: Hears the server's time from its answers.
     """
 
-    def __init__(self, endpoint: Endpoint, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, endpoint: Endpoint, tls: Callable[[], ssl.SSLContext], clock: ServerClock) -> None:
         self.endpoint = endpoint
+        self._clock = clock
         self._make_tls = tls
         self._tls: ssl.SSLContext | None = None
         self._idle: list[Connection] = []
@@ -41,7 +44,7 @@ class Pool:
         try:
             connection = self._idle.pop()  # the one used last: the likeliest to be alive still
         except IndexError:
-            connection = Connection(self.endpoint, self._tls_context)
+            connection = Connection(self.endpoint, self._tls_context, clock=self._clock)
         connection.begin(request, timeout_s, halfway)
         return connection
 

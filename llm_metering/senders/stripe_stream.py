@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from ..protocols import Outcome
+from ..protocols import Outcome, ServerTime
 from ..settings import DEFAULT_API_BASE, DEFAULT_METER_EVENTS_BASE
 from ..usage import MeterEvent
 from .connection import Answer, NoAnswer
@@ -98,8 +98,8 @@ class StripeStream:
         self._timeout_s = timeout_s
         self._now = now
         self._monotonic = monotonic
-        self._api = Pool(checked_endpoint(api_base, key), tls_context)
-        self._events = Pool(checked_endpoint(meter_events_base, key), tls_context)
+        self._api = Pool(checked_endpoint(api_base, key), tls_context, self._v1.clock)
+        self._events = Pool(checked_endpoint(meter_events_base, key), tls_context, self._v1.clock)
         self._ask = _head(self._api, _SESSIONS, key, stripe_version)
         self._session: _Session | None = None
         self._has_taken = False
@@ -122,6 +122,10 @@ class StripeStream:
     def check(self) -> Outcome:
         """Ask Stripe whose the key is, as `StripeSender.check`."""
         return self._v1.check()
+
+    def server_time(self) -> ServerTime | None:
+        """Stripe's clock, by the latest answer that told it."""
+        return self._v1.server_time()
 
     def close(self) -> None:
         """Close idle connections. Sending again opens new ones."""

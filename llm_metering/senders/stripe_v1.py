@@ -19,12 +19,13 @@ from urllib.parse import quote_plus
 from .._failpoints import VARIABLE, failpoint
 from .._redact import one_line
 from ..errors import ConfigurationError
-from ..protocols import Outcome
+from ..protocols import Outcome, ServerTime
 from ..settings import DEFAULT_API_BASE
 from ..usage import MeterEvent
 from .connection import Answer, Connection, Endpoint, NoAnswer, endpoint_of
 from .outcomes import outcome_of, outcome_of_failure
 from .pool import Pool
+from .server_clock import ServerClock
 from .threads import Begun, begun
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class StripeSender:
         digest = sha256(f"{key} {endpoint.authority}{endpoint.prefix}".encode()).hexdigest()[:16]
         self.key_hint = f"{self._mode}:{digest}"
         self._heads = _heads(endpoint, key, stripe_version)
-        self._pool = Pool(endpoint, tls_context)
+        self.clock = ServerClock()
+        self._pool = Pool(endpoint, tls_context, self.clock)
 
     def __repr__(self) -> str:
         return f"StripeSender({self.key_hint!r}, api_base={self._pool.endpoint.authority!r})"
@@ -110,6 +112,10 @@ class StripeSender:
             return outcome
         label = self._account or f"key {self.key_hint.partition(':')[2]}"
         return Outcome("accepted", outcome.status, message=f"{label} ({self._mode})")
+
+    def server_time(self) -> ServerTime | None:
+        """Stripe's clock, by the latest answer that told it."""
+        return self.clock.time()
 
     def close(self) -> None:
         """Close idle connections. Sending again opens new ones."""
