@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from .decisions import Pause
 from .errors import AccountMismatch, LedgerError
-from .protocols import Claim, Ledger, Outcome, OutcomeKind, Sender, Telemetry, Transition
+from .protocols import Claim, Ledger, Outcome, OutcomeKind, Sender, ServerTime, Telemetry, Transition
 from .senders.pacing import Breaker, Permit, Rate
 from .senders.threads import Ended
 from .settings import Settings
@@ -92,6 +92,12 @@ class Delivery:
         self._news: list[Transition] = []
         self._checking = False
         self._check_wanted = False
+        self._server_time: Callable[[], ServerTime | None] | None = getattr(sender, "server_time", None)
+        before = None if self._server_time is None else self._server_time()
+        self._heard_at = None if before is None else before.heard_at
+        self._awaits_time = False
+        self._asks_time = False
+        self._ask_at = -math.inf
         self._verdict: str | None = None
         self._round_at = -math.inf
         self._not_before = -math.inf
@@ -132,8 +138,7 @@ class Delivery:
         mono = self._monotonic()
         for ended in self._sending.collect():
             if not ended.claims:
-                self._checking = False
-                self._checked(ended.outcomes[0])
+                self._check_ended(ended.outcomes[0])
                 continue
             self.in_flight -= 1
             self._not_before = -math.inf
@@ -172,13 +177,19 @@ class Delivery:
         """What no thread has begun is surely not sent."""
         for job in self._sending.recall():
             if not job:
-                self._checking = False
+                self._checking = self._asks_time = False
                 continue
             self.in_flight -= 1
             outcome = Outcome("not_sent", message="stopped before it was sent")
             self._ended.extend((claim, outcome) for claim in job)
 
     # The key.
+
+    def _check_ended(self, outcome: Outcome) -> None:
+        asked_time = self._asks_time
+        self._checking = self._asks_time = False
+        if not asked_time:  # else any answer will do, and none says anything of the key
+            self._checked(outcome)
 
     def _checked(self, outcome: Outcome) -> None:
         if outcome.kind == "accepted":
@@ -207,7 +218,8 @@ class Delivery:
 
     def _has_news_for_ledger(self) -> bool:
         waiting = self._ended or self._verdict or self.flushes or self.rate.unsaid
-        return bool(waiting) or self._is_reason_new()
+        is_told = self._awaits_time and self._told() is not None
+        return bool(waiting) or self._is_reason_new() or is_told
 
     def _visit(self, ledger: Ledger) -> None:
         # What ended is told before time passes, so that a lease that ran out meanwhile makes no doubt of it,
@@ -288,14 +300,29 @@ class Delivery:
         return None
 
     def _heed_pause(self, ledger: Ledger) -> Exception | None:
-        """A person may have paused sending, in any process; where that cannot be told, nothing is sent."""
+        """A person may have paused sending, in any process, and doubts may have to wait; where that cannot be
+        told, nothing is sent."""
         self._knows_pause = False
         try:
             self.pause = ledger.paused_by()
+            self._keep_clock(ledger)
         except Exception as exc:
             return exc
         self._knows_pause = True
         return None
+
+    def _keep_clock(self, ledger: Ledger) -> None:
+        """Hold our clock against Stripe's, as its answers tell it."""
+        if self._server_time is not None:
+            told = self._told()
+            ahead_s = None if told is None else told.now - self._now()
+            self._awaits_time = ledger.hear_time(ahead_s, now=self._now())
+            self._heard_at = self._heard_at if told is None else told.heard_at
+
+    def _told(self) -> ServerTime | None:
+        """The time, where an answer told it that the ledger has not heard of."""
+        told = None if self._server_time is None else self._server_time()
+        return None if told is None or told.heard_at == self._heard_at else told
 
     def _recognise(self, ledger: Ledger) -> None:
         """A key that this ledger has met needs no question to Stripe."""
@@ -420,11 +447,21 @@ class Delivery:
         if self._should_check():
             self._checking, self._check_wanted = True, False
             self._sending.submit(())
+        elif self._should_ask_time():
+            self._checking = self._asks_time = True
+            self._ask_at = self._monotonic() + _ASK_AGAIN_S
+            self._sending.submit(())
 
     def _should_check(self) -> bool:
         if self._checking or self._verdict is not None or self.stopping:
             return False
         return self._check_wanted or (not self.permit.may_send and self._monotonic() >= self.permit.check_at)
+
+    def _should_ask_time(self) -> bool:
+        """Where doubts wait for the time, there may be nothing else to send that would bring it."""
+        if not self._awaits_time or self._checking or self.stopping or not self._may_send:
+            return False
+        return self._monotonic() >= self._ask_at
 
     def _announce(self) -> None:
         news, self._news = self._news, []
@@ -467,6 +504,8 @@ _AT_A_TIME = 200
 milliseconds, and keep those that could be under way waiting."""
 _MAX_HINTS = 15
 _BLOCKED_S = 1.0
+_ASK_AGAIN_S = 10.0
+"""How long until Stripe is asked for the time once more, where it did not tell."""
 
 
 def _said(outcome: Outcome) -> str:

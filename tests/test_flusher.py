@@ -15,9 +15,10 @@ import pytest
 from llm_metering.delivery import Flush
 from llm_metering.errors import LedgerError
 from llm_metering.flusher import Flusher
+from llm_metering.ledger.clocks import Boot
 from llm_metering.ledger.memory import MemoryLedger
 from llm_metering.meters import lines_of
-from llm_metering.protocols import Alarm, Entry, Outcome, Sender
+from llm_metering.protocols import Alarm, Entry, Outcome, Sender, ServerTime
 from llm_metering.senders.memory import MemorySender
 from llm_metering.settings import Settings
 from llm_metering.telemetry import LogTelemetry
@@ -864,3 +865,111 @@ def test_a_forked_child_begins_anew(live: Any) -> None:
     stripe.go_on.set()
     flushing.join(5)
     assert life.states() == {"ACCEPTED": 1}
+
+
+# Stripe tells the time.
+
+
+class Telling(MemorySender):
+    """Its answers tell the time, once there is one."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.answers = 0
+        self.clock: Callable[[], float] | None = None
+
+    def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
+        self.answers += 1
+        return super().send(events)
+
+    def check(self) -> Outcome:
+        self.answers += 1
+        return super().check()
+
+    def server_time(self) -> ServerTime | None:
+        return ServerTime(self.clock(), self.answers) if self.clock is not None and self.answers else None
+
+
+def restarted(*, behind_s: float = 0.0, tells: bool = True) -> World:
+    """A machine that was started anew, with one event in doubt."""
+    runs = [1]
+    ledger = MemoryLedger(random=lambda: 0.5, boot=lambda: Boot(f"run {runs[0]}", 1.0))
+    stripe = Telling([MemorySender.LOST])
+    world = World(stripe, ledger=ledger)
+    world.use()
+    world.pass_until(lambda: world.states() == {"AMBIGUOUS": 1})
+    runs[0] += 1
+    world.now += HOUR
+    stripe.answers = stripe.checks = 0
+    stripe.clock = (lambda: world.now + behind_s) if tells else None
+    world.start_process()
+    return world
+
+
+def test_stripe_is_asked_for_the_time_once_where_nothing_but_doubts_waits() -> None:
+    world = restarted()
+    world.pass_until(lambda: world.states() == {"ACCEPTED": 1}, within=5)
+    assert len(world.stripe.attempts) == 2
+    assert world.stripe.checks == 1
+    assert world.names() == []
+    world.pass_(HOUR)
+    assert world.stripe.checks == 1
+
+
+def test_what_it_says_to_that_is_not_taken_for_a_word_about_the_key() -> None:
+    world = restarted()
+    world.stripe.check_otherwise = "refused_config"
+    world.pass_until(lambda: world.states() == {"ACCEPTED": 1}, within=5)
+    assert world.flusher.paused is None
+    assert world.names() == []
+
+
+def test_any_answer_tells_the_time_and_new_events_wait_for_none() -> None:
+    world = restarted(tells=False)
+    for customer in customers(5):
+        world.use(customer)
+    world.pass_(90)
+    assert world.states() == {"AMBIGUOUS": 1, "ACCEPTED": 5}
+    assert 1 < world.stripe.checks < 20, "asked now and then, until it tells"
+    world.stripe.clock = lambda: world.now
+    world.pass_until(lambda: world.states() == {"ACCEPTED": 6}, within=20)
+
+
+def test_a_doubt_that_is_too_old_by_its_time_is_not_sent_again() -> None:
+    world = restarted(behind_s=22 * HOUR)
+    world.pass_until(lambda: world.states() == {"IN_DOUBT": 1})
+    assert len(world.stripe.attempts) == 1
+    world.pass_(HOUR)
+    assert world.stripe.checks == 1
+
+
+def test_a_flush_waits_for_the_time_and_for_the_doubt_that_is_sent_then() -> None:
+    world = restarted()
+    flush = Flush(world.now + 60)
+    world.flusher._delivery.flushes.append(flush)
+    world.pass_(5)
+    assert flush.done.is_set()
+    assert world.states() == {"ACCEPTED": 1}
+
+
+def test_nothing_is_asked_while_a_person_has_paused_sending() -> None:
+    world = restarted()
+    world.ledger.pause(who="ann", why="a test", now=world.now)
+    world.pass_(HOUR)
+    assert world.stripe.checks == 0
+    world.ledger.resume(who="ann", why="over", now=world.now)
+    world.pass_until(lambda: world.states() == {"ACCEPTED": 1}, within=60)
+
+
+def test_where_the_ledger_cannot_hear_it_nothing_is_sent(failing: Failing) -> None:
+    stripe = Telling()
+    failing.world.stripe = stripe
+    failing.world.make_flusher()
+    failing.world.flusher._delivery._writer = failing
+    failing.errors["hear_time"] = LedgerError("disk full")
+    failing.world.use()
+    failing.world.pass_(120)
+    assert stripe.attempts == []
+    del failing.errors["hear_time"]
+    failing.world.pass_until(failing.world.settled)
+    assert len(stripe.accepted) == 1

@@ -218,6 +218,45 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a machine that was started anew sends nothing again before Stripe tells the time",
+        "ledger/lane.py",
+        "        self.attempts.awaits_time = self._is_untold\n",
+        "",
+        (
+            f"{_UNWATCHED}::test_after_a_restart_of_the_machine_nothing_is_sent_again_before_stripe_tells_the_time",
+        ),
+    ),
+    Mutant(
+        "nor does who comes after one that was not told",
+        "ledger/lane.py",
+        'self.put_meta(_UNTOLD, "yes")',
+        "pass",
+        (f"{_UNWATCHED}::test_who_comes_after_one_that_was_not_told_waits_too",),
+    ),
+    Mutant(
+        "a clock that fell behind Stripe's makes no doubt younger",
+        "ledger/lane.py",
+        "fell_s > 0 and self.attempts.make_older(fell_s)",
+        "False",
+        (
+            f"{_UNWATCHED}::test_after_a_restart_of_the_machine_nothing_is_sent_again_before_stripe_tells_the_time",
+        ),
+    ),
+    Mutant(
+        "fleet: a new worker sends nothing again before Stripe tells the time",
+        "ledger/postgres/ledger.py",
+        "awaits_time=self._awaits_time",
+        "awaits_time=False",
+        (f"{_FLEET}/test_workers.py::test_a_new_worker_sends_nothing_again_before_stripe_has_told_the_time",),
+    ),
+    Mutant(
+        "a proxy's page does not tell Stripe's time",
+        "senders/server_clock.py",
+        "if not found or not _REQUEST.search(head):",
+        "if not found:",
+        ("senders/test_server_clock.py::test_neither_does_an_answer_without_one_or_one_that_is_not_stripes",),
+    ),
+    Mutant(
         "a crash leaves a doubt",
         "ledger/lane.py",
         "changed = self.attempts.crash_all(now)",
@@ -582,7 +621,7 @@ MUTANTS = (
     Mutant(
         "standing still: a connection that was made since begins nothing",
         "senders/connection.py",
-        "if time.time() > last_moment.get():",
+        "if self._sent_at > last_moment.get():",
         "if False:",
         ("senders/test_stripe_v1.py::test_a_process_stopped_while_it_connects_sends_nothing_once_too_late",),
     ),

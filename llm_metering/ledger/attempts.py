@@ -103,6 +103,8 @@ class Attempts:
         self._under_way: dict[str, _UnderWay] = {}
         self.without: frozenset[str] = frozenset()
         """Event names of which nothing new is sent: their meters are gone."""
+        self.awaits_time = False
+        """Nothing is sent again: how old the doubts are is not known until Stripe tells the time."""
 
     def forget(self) -> None:
         """Go by the file again: something else was written, or what was written is undone."""
@@ -157,7 +159,8 @@ class Attempts:
                     if len(heads) == limit:
                         return
 
-        take(self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at"), in_turn=False)
+        if not self.awaits_time:
+            take(self._events("state = 'AMBIGUOUS'", (), "ORDER BY first_ambiguous_at"), in_turn=False)
         if not ambiguous_only and len(heads) < limit:
             take(self._round(now, limit, heads), in_turn=True)
         return heads
@@ -221,12 +224,7 @@ class Attempts:
     def set_clock_back(self, by_s: float, *, doubt_s: float | None = None) -> None:
         """As `states.clock_set_back`, for all that waits or is being sent."""
         if doubt_s is not None and doubt_s != by_s:
-            self._db.execute(
-                "UPDATE meter_event SET first_ambiguous_at = "
-                "coalesce(first_ambiguous_at, attempt_started_at) - ? "
-                "WHERE state IN ('AMBIGUOUS', 'SENDING')",
-                (doubt_s - by_s,),
-            )
+            self.make_older(doubt_s - by_s)
         self._db.execute(
             "UPDATE meter_event SET attempt_started_at = attempt_started_at - :by, "
             "first_ambiguous_at = first_ambiguous_at - :by, next_attempt_at = next_attempt_at - :by, "
@@ -234,6 +232,15 @@ class Attempts:
             "WHERE next_attempt_at IS NOT NULL OR state = 'SENDING'",
             {"by": by_s},
         )
+
+    def make_older(self, by_s: float) -> int:
+        """Move what Stripe may have, and nothing else of it; how many events there were."""
+        return self._db.execute(
+            "UPDATE meter_event "
+            "SET first_ambiguous_at = coalesce(first_ambiguous_at, attempt_started_at) - ? "
+            "WHERE state IN ('AMBIGUOUS', 'SENDING')",
+            (by_s,),
+        ).rowcount
 
     def _events(self, where: str, values: Sequence[Any], more: str = "") -> list[rows.Row]:
         return self._db.execute(f"SELECT {_ROW} FROM meter_event WHERE {where} {more}", values).fetchall()

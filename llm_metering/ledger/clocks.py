@@ -3,7 +3,7 @@
 Ages are told by the wall clock, which people, time servers and flat batteries set. Linux has a second clock,
 which nobody sets: the seconds since the machine began to run, those of its sleep included, beside a name for
 that run. While the name is the same, what passed in truth is known to the second, whether or not a process
-ran meanwhile. Pure, but for `this_boot`.
+ran meanwhile. Where it is another one, Stripe's answers tell the time. Pure, but for `this_boot`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class Lag:
 
 NO_LAG = Lag(0.0)
 
+STRIPE_GRAIN_S = 60.0
+"""How exactly Stripe's answers tell the time: they say the second, and may be half a minute under way."""
+
 
 def look(noted: Moment | None, now: Moment, *, latest: float | None = None) -> tuple[Lag, Moment | None]:
     """By how much the wall clock fell behind since `noted`, and what is to be noted now, None if nothing.
@@ -91,6 +94,20 @@ def look(noted: Moment | None, now: Moment, *, latest: float | None = None) -> t
     if abs(now.wall - noted.wall) <= CLOCK_GRAIN_S and _run(noted) == _run(now):
         return NO_LAG, None
     return NO_LAG, _keeping(now, max(lag.s, 0.0))
+
+
+def behind(ahead_s: float, noted_s: float) -> float | None:
+    """By how much the wall clock fell behind Stripe's since that was noted to be so far ahead; below zero
+    where it has caught up, None where nothing is to be noted."""
+    fell_s = ahead_s - noted_s
+    return fell_s if abs(fell_s) > STRIPE_GRAIN_S else None
+
+
+def said_by_stripe(fell_s: float) -> str:
+    return (
+        f"by the time in Stripe's answers the clock fell {fell_s:.0f} s behind; what Stripe may have counts "
+        "as so much older"
+    )
 
 
 def passed_s(noted: Moment, now: Moment) -> float | None:

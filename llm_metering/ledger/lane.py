@@ -48,6 +48,7 @@ _UNDELIVERED = (
 )
 _WORK = f"{_UNDELIVERED} OR EXISTS (SELECT 1 FROM usage WHERE {_BILLABLE}) OR EXISTS (SELECT 1 FROM progress)"
 _CLOCK, _BOOT_CLOCK, _EARLIER = "clock", "boot_clock", "clock_before_boot"
+_STRIPES, _UNTOLD = "stripe_ahead", "time_untold"
 _DOUBTS = "SELECT EXISTS (SELECT 1 FROM meter_event WHERE state IN ('AMBIGUOUS', 'SENDING'))"
 _NEWEST = "SELECT recorded_at FROM usage ORDER BY seq DESC LIMIT 1"
 _GAPS = "gaps"
@@ -81,6 +82,7 @@ class Lane:
         self._records = rows.RecordRows(self._keys)
         self._boot = boot
         self._noted: clocks.Moment | None = None
+        self._is_untold = self.meta(_UNTOLD) is not None
 
     # ---- usage
 
@@ -321,24 +323,57 @@ class Lane:
         noted = self._noted or clocks.noted(self.meta(_CLOCK), self.meta(_BOOT_CLOCK))
         is_new_run = self._noted is None and noted is not None and clocks.passed_s(noted, known) is None
         lag, moment = clocks.look(noted, known, latest=self._latest(latest) if is_new_run else None)
-        if moment is not None:
+        if moment is not None or is_new_run:
             with self.transaction():
                 if is_new_run:
-                    # For lanes that are taken later: what is noted from here on is on the clock in doubt.
-                    self.put_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
+                    self._begin_run(known)
                 if lag:
                     self.attempts.set_clock_back(lag.s, doubt_s=lag.of_doubts_s)
                     self._pull_back(now)
-                self.put_meta(_CLOCK, repr(moment.wall))
-                self.put_meta(_BOOT_CLOCK, clocks.to_text(moment))
+                    self.put_meta(_STRIPES, repr(self._stripe_ahead_s() + lag.s))
+                if moment is not None:
+                    self.put_meta(_CLOCK, repr(moment.wall))
+                    self.put_meta(_BOOT_CLOCK, clocks.to_text(moment))
+        if is_new_run:
+            self._is_untold = self.meta(_UNTOLD) is not None
         self._noted = moment or noted
         return lag
+
+    def hear_time(self, ahead_s: float | None) -> float:
+        """As `Ledger.hear_time`; by how much doubts were made older. `attempts.awaits_time` says whether any
+        wait."""
+        older_s = 0.0
+        if ahead_s is not None:
+            fell_s = clocks.behind(ahead_s, self._stripe_ahead_s())
+            if fell_s is not None or self._is_untold:
+                with self.transaction():
+                    if fell_s is not None:
+                        older_s = fell_s if fell_s > 0 and self.attempts.make_older(fell_s) else 0.0
+                        self.put_meta(_STRIPES, repr(ahead_s))
+                    self.put_meta(_UNTOLD, None)
+            self._is_untold = False
+        self.attempts.awaits_time = self._is_untold
+        return older_s
+
+    def _begin_run(self, known: clocks.Moment) -> None:
+        """Nobody can tell whether the wall clock went on from where it was. What is noted from here on is on
+        the clock in doubt: lanes that are taken later go by what was known before, and doubts wait until
+        Stripe tells the time, also in the process after this one."""
+        self.put_meta(_EARLIER, clocks.to_text(known, wall=latest_known(self.db, known.boot)))
+        if self._has_doubts():
+            self.put_meta(_UNTOLD, "yes")
+
+    def _stripe_ahead_s(self) -> float:
+        return float(self.meta(_STRIPES) or 0)
+
+    def _has_doubts(self) -> bool:
+        (found,) = self.db.execute(_DOUBTS).fetchone()
+        return bool(found)
 
     def _latest(self, anywhere: Callable[[], float] | None) -> float:
         """The latest time that is known; elsewhere it is only looked for where a doubt depends on it."""
         known = latest_known(self.db, self._boot())
-        (has_doubts,) = self.db.execute(_DOUBTS).fetchone()
-        return max(known, anywhere()) if anywhere is not None and has_doubts else known
+        return max(known, anywhere()) if anywhere is not None and self._has_doubts() else known
 
     def _pull_back(self, now: float) -> None:
         """No use lies ahead of the clock: what a clock that ran ahead put there would wait for days, or be

@@ -74,6 +74,7 @@ class MemoryLedger:
     ) -> None:
         self._boot = boot
         self._is_watched = False
+        self._awaits_time = False
         self._new_id = new_id or (lambda: f"m{len(self._store.events) + 1}")
         self._random = random
         self._lease_s = lease_s
@@ -144,7 +145,10 @@ class MemoryLedger:
         with self._ready() as store:
             self._tell_time(now)
             busy = {e.pair for e in self._in_state("SENDING")}
-            queue = sorted(self._in_state("AMBIGUOUS"), key=lambda e: e.standing.first_ambiguous_at or 0.0)
+            queue: list[StoredEvent] = []
+            if not self._awaits_time:
+                queue += self._in_state("AMBIGUOUS")
+                queue.sort(key=lambda e: e.standing.first_ambiguous_at or 0.0)
             if not ambiguous_only:
                 # Pair after pair from where the last claim ended, so that nobody's long queue is in the way.
                 without = self.paused_meters()
@@ -225,6 +229,15 @@ class MemoryLedger:
     def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
         moved = self._step([identifier], partial(states.refuted, why=why))
         return moved[0] if moved else None
+
+    def hear_time(self, ahead_s: float | None, *, now: float) -> bool:
+        with self._ready() as store:
+            if ahead_s is not None:
+                self._tell_time(now)
+                self._keep_to(ahead_s)
+                store.is_untold = False
+            self._awaits_time = store.is_untold
+            return self._awaits_time
 
     def pause_meter(self, event_name: str, *, why: str | None) -> None:
         paused = {**self.paused_meters(), event_name: why}
@@ -408,6 +421,9 @@ class MemoryLedger:
     def _in_state(self, state: State) -> list[StoredEvent]:
         return [e for e in self._store.events.values() if e.standing.state == state]
 
+    def _doubts(self) -> list[StoredEvent]:
+        return [*self._in_state("AMBIGUOUS"), *self._in_state("SENDING")]
+
     def _waiting(self) -> list[StoredEvent]:
         return [e for e in self._store.events.values() if e.standing.state in (*states.WAITING, "SENDING")]
 
@@ -446,15 +462,31 @@ class MemoryLedger:
 
     def _tell_time(self, now: float) -> None:
         latest = None if self._is_watched else 0.0
-        lag, moment = clocks.look(self._store.clock, clocks.Moment(now, self._boot()), latest=latest)
+        known, noted = clocks.Moment(now, self._boot()), self._store.clock
+        lag, moment = clocks.look(noted, known, latest=latest)
+        if not self._is_watched and noted is not None and clocks.passed_s(noted, known) is None:
+            self._store.is_untold = self._store.is_untold or bool(self._doubts())
         self._is_watched = True
-        self._store.clock = moment or self._store.clock
+        self._store.clock = moment or noted
         if lag:
+            self._store.stripe_ahead_s += lag.s
             for each in self._waiting():
                 each.standing = states.clock_set_back(each.standing, by_s=lag.s, doubt_s=lag.of_doubts_s)
                 each.lease_until = None if each.lease_until is None else each.lease_until - lag.s
             self._pull_back(now)
             self._alarms.append(Alarm("ledger.clock_went_back", str(lag), {"by_s": lag.s}))
+
+    def _keep_to(self, ahead_s: float) -> None:
+        fell_s = clocks.behind(ahead_s, self._store.stripe_ahead_s)
+        if fell_s is None:
+            return
+        self._store.stripe_ahead_s = ahead_s
+        doubts = self._doubts() if fell_s > 0 else []
+        for each in doubts:
+            each.standing = states.clock_set_back(each.standing, by_s=0.0, doubt_s=fell_s)
+        if doubts:
+            said = clocks.said_by_stripe(fell_s)
+            self._alarms.append(Alarm("ledger.clock_went_back", said, {"by_s": fell_s}))
 
     def _pull_back(self, now: float) -> None:
         """No use lies ahead of the clock, but what Stripe answered, or may have seen, keeps its bytes."""

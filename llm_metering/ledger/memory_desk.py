@@ -68,6 +68,9 @@ class Store:
     account: str | None = None
     freezes: int = 0
     clock: Moment | None = None
+    stripe_ahead_s: float = 0.0
+    is_untold: bool = False
+    """Whether doubts began before a moment in which nobody can tell whether the clock went on."""
 
 
 def carry_out(store: Store, decision: Decision, new_id: Callable[[], str], *, now: float) -> list[Ruling]:

@@ -36,8 +36,8 @@ from ..protocols import (
     Transition,
     UsageSum,
 )
+from . import clocks, spool, states
 from . import folder as files
-from . import spool, states
 from .attempts import Pair
 from .clocks import ReadBoot, this_boot
 from .forking import GATE
@@ -305,6 +305,15 @@ class SqliteLedger:
     def refute(self, identifier: str, *, why: str, now: float) -> Transition | None:
         found = (lane.refute(identifier, why) for lane in self._all(now))
         return next((moved for moved in found if moved is not None), None)
+
+    @_translated
+    def hear_time(self, ahead_s: float | None, *, now: float) -> bool:
+        lanes = self._all(now)
+        if ahead_s is not None:
+            self._check_clock(lanes, now)  # what is known of itself is not told a second time
+        if fell_s := max(lane.hear_time(ahead_s) for lane in lanes):
+            self._lanes.alarm("ledger.clock_went_back", clocks.said_by_stripe(fell_s), by_s=fell_s)
+        return any(lane.attempts.awaits_time for lane in lanes)
 
     @_translated
     def pause_meter(self, event_name: str, *, why: str | None) -> None:

@@ -602,6 +602,92 @@ def test_a_clock_set_back_two_days_does_not_extend_the_22_hours(ledger):
     assert totals(ledger)["in_doubt"] == 10
 
 
+def went_back(ledger) -> list[float]:
+    alarms = [alarm for alarm in ledger.take_alarms() if alarm.name == "ledger.clock_went_back"]
+    return [alarm.data["by_s"] for alarm in alarms]
+
+
+def test_a_clock_that_fell_behind_stripes_unseen_makes_no_doubt_younger(ledger):
+    frozen(ledger)
+    ledger.hear_time(0.0, now=DONE)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    at = DONE + 13 * HOUR  # by a clock that lost ten hours where nobody looked
+    ledger.maintain(now=at)
+    assert not ledger.hear_time(10 * HOUR, now=at)
+    assert ledger.claim(now=at, limit=1) == []
+    ledger.maintain(now=at)
+    assert totals(ledger)["in_doubt"] == 10
+    assert went_back(ledger) == [10 * HOUR]
+
+
+def test_what_fell_behind_once_is_told_once(ledger):
+    frozen(ledger)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    for minutes in range(3):
+        ledger.hear_time(10 * HOUR + minutes, now=DONE + 60 * minutes)
+        ledger.maintain(now=DONE + 60 * minutes)
+    assert went_back(ledger) == [10 * HOUR]
+    assert len(ledger.claim(now=DONE + 11 * HOUR, limit=1)) == 1  # 21 hours old at most
+
+
+def test_a_step_back_that_was_seen_is_not_told_again_by_stripe(ledger):
+    frozen(ledger)
+    ledger.hear_time(0.0, now=DONE)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    ledger.maintain(now=DONE + HOUR)
+    back = DONE + HOUR - 2 * DAY
+    ledger.hear_time(2 * DAY, now=back)
+    ledger.maintain(now=back + 10)
+    assert went_back(ledger) == [pytest.approx(2 * DAY)]
+    assert len(ledger.claim(now=back + 20 * HOUR, limit=1)) == 1  # 21 hours in truth
+
+
+def test_a_clock_that_always_was_behind_ages_doubts_as_time_passes(ledger):
+    ledger.hear_time(3 * HOUR, now=T0)
+    frozen(ledger)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    ledger.hear_time(3 * HOUR, now=DONE + 20 * HOUR)
+    assert went_back(ledger) == []
+    assert len(ledger.claim(now=DONE + 21 * HOUR, limit=1)) == 1
+
+
+def test_a_time_of_stripes_that_lies_back_makes_no_doubt_younger(ledger):
+    frozen(ledger)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    ledger.hear_time(-5 * DAY, now=DONE + HOUR)
+    assert ledger.claim(now=DONE + 22 * HOUR, limit=1) == []
+    ledger.maintain(now=DONE + 22 * HOUR)
+    assert totals(ledger)["in_doubt"] == 10
+    assert went_back(ledger) == []
+
+
+def test_a_clock_that_was_ahead_and_is_put_right_unseen_makes_no_doubt_younger(ledger):
+    ledger.hear_time(-9 * HOUR, now=T0)
+    frozen(ledger)
+    deliver(ledger, now=DONE, outcome=Outcome("ambiguous"))
+    at = DONE + 14 * HOUR  # 23 hours in truth
+    ledger.maintain(now=at)
+    ledger.hear_time(0.0, now=at)
+    ledger.maintain(now=at)
+    assert totals(ledger)["in_doubt"] == 10
+    assert went_back(ledger) == [9 * HOUR]
+
+
+def test_a_time_of_stripes_far_ahead_leaves_what_is_not_in_doubt_alone_and_says_why(ledger):
+    """As from a proxy with a clock of its own."""
+    frozen(ledger, entry("a"), entry("b", customer="cus_2"))
+    (first, second) = ledger.claim(now=DONE, limit=2)
+    ledger.finish(first, Outcome("ambiguous"), now=DONE)
+    ledger.finish(second, Outcome("not_sent"), now=DONE)
+    ledger.hear_time(400 * DAY, now=DONE + 10)
+    ledger.maintain(now=DONE + 10)
+    assert totals(ledger) == {"recorded": 20, "pending": 10, "accepted": 0, "in_doubt": 10, "dead": 0}
+    (said,) = [alarm for alarm in ledger.take_alarms() if alarm.name == "ledger.clock_went_back"]
+    assert "by the time in Stripe's answers" in said.message
+    (row,) = ledger.unsettled(before=DONE + 10)
+    assert row.attempted_at == pytest.approx(DONE), "the oracle counts from the attempt itself"
+
+
 def test_a_clock_that_runs_on_raises_no_alarm(ledger):
     for at in (T0, T0 + 1, T0 + 100, T0 + 97, T0 + DAY):
         ledger.maintain(now=at)

@@ -249,6 +249,139 @@ def test_in_a_process_that_runs_without_a_boot_clock_what_went_back_is_moved_alo
     assert machine.in_doubt() == 10
 
 
+# ---- Stripe's answers tell the time
+
+
+@pytest.mark.parametrize("has_boot_clock", [True, False])
+def test_after_a_restart_of_the_machine_nothing_is_sent_again_before_stripe_tells_the_time(
+    machine, has_boot_clock
+):
+    machine.has_boot_clock = has_boot_clock
+    machine.ledger.close()
+    machine.ledger = None
+    machine.start()
+    machine.doubt()
+    machine.ledger.close()
+    machine.pass_(23 * HOUR)
+    machine.reboot()
+    machine.set_back(15 * HOUR)  # less than the machine was down: it shows a later time than the last noted
+    machine.start()
+    assert machine.ledger.hear_time(None, now=machine.wall)
+    assert not machine.is_sent_again()
+    assert not machine.ledger.hear_time(15 * HOUR, now=machine.wall)
+    assert not machine.is_sent_again()
+    assert machine.in_doubt() == 10
+    (alarm,) = machine.alarms()
+    assert alarm.data["by_s"] == pytest.approx(15 * HOUR)
+
+
+def test_what_is_young_enough_by_stripes_time_is_sent_again_then(machine):
+    machine.doubt()
+    machine.ledger.close()
+    machine.pass_(15 * HOUR)
+    machine.reboot()
+    machine.set_back(10 * HOUR)
+    machine.start()
+    assert machine.ledger.hear_time(None, now=machine.wall)
+    assert not machine.is_sent_again()
+    assert not machine.ledger.hear_time(10 * HOUR, now=machine.wall)
+    assert machine.is_sent_again()
+    assert machine.in_doubt() == 0
+
+
+def test_a_restart_of_the_process_alone_waits_for_nothing(machine):
+    machine.doubt()
+    machine.ledger.close()
+    machine.pass_(15 * HOUR)
+    machine.start()
+    assert not machine.ledger.hear_time(None, now=machine.wall)
+    assert machine.is_sent_again()
+
+
+def test_a_restart_of_the_machine_without_doubts_waits_for_nothing(machine):
+    machine.ledger.close()
+    machine.pass_(HOUR)
+    machine.reboot()
+    machine.start()
+    assert not machine.ledger.hear_time(None, now=machine.wall)
+
+
+def test_what_stripe_cannot_have_is_sent_meanwhile(machine):
+    machine.doubt()
+    machine.ledger.commit([entry("b")], [], now=machine.wall)
+    machine.ledger.freeze(now=machine.wall, bucket_s=BUCKET, everything=True)
+    machine.ledger.close()
+    machine.pass_(HOUR)
+    machine.reboot()
+    machine.start()
+    assert machine.ledger.hear_time(None, now=machine.wall)
+    (claim,) = machine.ledger.claim(now=machine.wall, limit=5)
+    assert claim.attempt == 1
+
+
+def test_who_comes_after_one_that_was_not_told_waits_too(machine):
+    """By its own notes its clock went on: those are of after the restart."""
+    machine.doubt()
+    machine.ledger.close()
+    machine.pass_(23 * HOUR)
+    machine.reboot()
+    machine.set_back(15 * HOUR)
+    for _ in range(2):
+        machine.start()
+        machine.pass_(60)
+        machine.ledger.maintain(now=machine.wall)
+        machine.ledger.close()
+    machine.start()
+    assert machine.ledger.hear_time(None, now=machine.wall)
+    assert not machine.is_sent_again()
+    machine.ledger.hear_time(15 * HOUR, now=machine.wall)
+    assert machine.in_doubt() == 10
+
+
+def test_a_second_quick_restart_without_a_boot_clock_waits_as_well(machine):
+    """The clock shows the very time that was noted last, though a day has passed."""
+    machine.has_boot_clock = False
+    machine.ledger.close()
+    machine.ledger = None
+    machine.start()
+    machine.doubt()
+    machine.ledger.maintain(now=machine.wall)
+    machine.ledger.close()
+    machine.pass_(23 * HOUR)
+    machine.set_back(23 * HOUR - 1)
+    machine.start()
+    assert machine.ledger.hear_time(None, now=machine.wall)
+    assert not machine.is_sent_again()
+
+
+@pytest.mark.parametrize("machine", ["sqlite"], indirect=True)
+def test_a_lane_that_is_taken_later_waits_for_an_answer_of_its_own(machine):
+    machine.doubt()
+    doubtful = machine.ledger
+    other = machine.new_ledger()
+    other.open(now=machine.wall)
+    later = other.lane
+    other.close()
+    doubtful.close()
+    machine.pass_(23 * HOUR)
+    machine.reboot()
+    machine.set_back(15 * HOUR)
+    os.utime(machine.folder / f"lane-{later}.db", (2e9, 2e9))  # the one that was used last is taken first
+    patient = SqliteLedger(machine.folder, random=lambda: 0.5, adopt_after_s=5, boot=machine.boot)
+    patient.open(now=machine.wall)
+    assert patient.lane == later
+    assert not patient.hear_time(15 * HOUR, now=machine.wall)
+    for _ in range(3):
+        machine.pass_(10)
+        patient.maintain(now=machine.wall)
+    assert patient.hear_time(None, now=machine.wall)
+    assert patient.claim(now=machine.wall, limit=1) == []
+    assert not patient.hear_time(15 * HOUR, now=machine.wall)
+    patient.maintain(now=machine.wall)
+    assert totals(patient)["in_doubt"] == 10
+    patient.close()
+
+
 # ---- several lanes
 
 ON_DISK = pytest.mark.parametrize("machine", ["sqlite"], indirect=True)

@@ -34,6 +34,7 @@ from ...protocols import (
     UsageSum,
 )
 from .. import states, verdicts
+from ..clocks import behind, said_by_stripe
 from ..histories import Aside
 from ..identifiers import new_identifier
 from ..offers import Answer, Offer
@@ -126,6 +127,8 @@ class PostgresLedger:
         self._session, self._timeline, self._written = 0, "", 0
         self._spoke_at = 0.0
         self._met: marks.Marked | None = None
+        self._awaits_time = False
+        self._stripe_ahead_s: float | None = None
 
     # ---- opening and closing
 
@@ -312,6 +315,21 @@ class PostgresLedger:
             lambda db, _: verdicts.move(db, [identifier], partial(states.refuted, why=why)), now
         )
         return moved[0] if moved else None
+
+    def hear_time(self, ahead_s: float | None, *, now: float) -> bool:
+        # Nobody can tell what the server's clock did while no worker ran: each asks for itself. From then on
+        # the server's is held against it whenever the time is noted.
+        known_s = self._stripe_ahead_s
+        if ahead_s is not None:
+            self._stripe_ahead_s = ahead_s
+            try:
+                if known_s is None or behind(ahead_s, known_s) is not None:
+                    self._do(self._note_time, now)
+            except BaseException:
+                self._stripe_ahead_s = known_s  # the ledger has not heard of it
+                raise
+        self._awaits_time = self._stripe_ahead_s is None
+        return self._awaits_time
 
     def pause_meter(self, event_name: str, *, why: str | None) -> None:
         self._judge(lambda db, _: desk.pause_meter(db, event_name, why), None)
@@ -540,6 +558,7 @@ class PostgresLedger:
                     now=at,
                     limit=limit,
                     ambiguous_only=ambiguous_only,
+                    awaits_time=self._awaits_time,
                     lease_s=self._lease_s,
                 )
             )
@@ -583,6 +602,11 @@ class PostgresLedger:
                 "the future",
                 by_s=back,
             )
+        if self._stripe_ahead_s is not None:
+            # Of the worker's clock it is known how far ahead Stripe's is, and of the server's, too.
+            fell_s = clocks.keep_to(db, self._stripe_ahead_s + (self._ahead_s if self._by_server else 0.0))
+            if fell_s:
+                self._alarm("ledger.clock_went_back", said_by_stripe(fell_s), by_s=fell_s)
         self._noted_at = at
 
     def _check_lateness(self, since: float | None, use: float | None, at: float) -> None:

@@ -97,13 +97,21 @@ class Turn:
 
 
 def begin(
-    db: Db, turn: Turn, mine: Sequence[int], *, now: float, limit: int, ambiguous_only: bool, lease_s: float
+    db: Db,
+    turn: Turn,
+    mine: Sequence[int],
+    *,
+    now: float,
+    limit: int,
+    ambiguous_only: bool,
+    awaits_time: bool,
+    lease_s: float,
 ) -> list[Claim]:
     """Begin attempts of these partitions: the doubtful events first, then pair after pair."""
     if limit <= 0 or not mine:
         return []
     busy = _busy(db, mine)
-    heads = _doubtful(db, mine, busy, now, limit)
+    heads = [] if awaits_time else _doubtful(db, mine, busy, now, limit)
     if not ambiguous_only and len(heads) < limit:
         heads += _in_turn(db, turn, mine, busy, now, limit - len(heads))
     started = [(row, states.started(rows.standing_of(row), now=now)) for row in heads]

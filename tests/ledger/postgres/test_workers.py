@@ -427,6 +427,47 @@ def test_a_worker_whose_clock_is_days_off_takes_nothing_from_others_and_waits_as
     assert right.status(now=now).events == {"ACCEPTED": len(mine), "PENDING": len(its)}
 
 
+def test_a_new_worker_sends_nothing_again_before_stripe_has_told_the_time(hire):
+    """What the server's clock did while no worker ran, nobody else can tell."""
+    gone = hire()
+    used(gone, 1)
+    gone.freeze(now=DONE, bucket_s=BUCKET)
+    deliver(gone, now=DONE, outcome=Outcome("ambiguous"))
+    gone.close()
+    at = DONE + 600  # as it seems
+    worker = hire(now=at)
+    assert worker.hear_time(None, now=at)
+    worker.maintain(now=at)
+    used(worker, 2, now=at)
+    worker.freeze(now=at, bucket_s=BUCKET, everything=True)
+    claims = worker.claim(now=at, limit=5)
+    assert [claim.attempt for claim in claims] == [1, 1], "what Stripe cannot have is sent meanwhile"
+    assert not worker.hear_time(23 * 3600.0, now=at)
+    worker.maintain(now=at)
+    assert worker.status(now=at).events["IN_DOUBT"] == 1
+    (alarm,) = [a for a in worker.take_alarms() if a.name == "ledger.clock_went_back"]
+    assert alarm.data["by_s"] == 23 * 3600.0
+
+
+@pytest.mark.parametrize("skew_s", [-2 * 86_400, 2 * 86_400])
+def test_stripes_time_is_held_against_the_servers_clock_and_not_a_workers(hire, skew_s):
+    now = time.time()
+    right = hire(clock="server", now=now)
+    used(right, 1, now=now - 120)
+    assert right.freeze(now=now, bucket_s=BUCKET) == 1
+    assert deliver(right, now=now, outcome=Outcome("ambiguous"))
+    wrong = hire(clock="server", now=now + skew_s)
+    assert not right.hear_time(0.0, now=now)
+    assert not wrong.hear_time(-skew_s, now=now + skew_s)
+    for ledger in (right, wrong):
+        assert [a for a in ledger.take_alarms() if a.name == "ledger.clock_went_back"] == []
+    wrong.hear_time(3600.0 - skew_s, now=now + skew_s)
+    (alarm,) = [a for a in wrong.take_alarms() if a.name == "ledger.clock_went_back"]
+    assert alarm.data["by_s"] == pytest.approx(3600, abs=60)
+    (row,) = right.events()
+    assert row.first_ambiguous_at == pytest.approx(time.time() - 3600, abs=120)
+
+
 def test_a_replay_by_several_at_once_makes_one_child(hire):
     ledgers = [hire() for _ in range(4)]
     used(ledgers[0], 1)
