@@ -9,7 +9,7 @@ returns None; one that looks something up elsewhere should be async.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
@@ -57,8 +57,9 @@ def from_auth(attribute: str = "stripe_customer_id") -> Resolver:
 def from_api_key(lookup: Callable[[str], str | Awaitable[str | None] | None]) -> Resolver:
     """Look the caller's API key up in your own store.
 
-    The key is taken from `Authorization: Bearer …`, else from `x-api-key` (Anthropic's), `api-key`
-    (Azure's) or `x-goog-api-key` (Gemini's). It is never stored.
+    The key is taken from `Authorization: Bearer …`, `x-api-key` (Anthropic's), `api-key` (Azure's) or
+    `x-goog-api-key` (Gemini's): the first of them that is known, so that nobody who is let in by one hides
+    behind another that means nothing. It is never stored.
 
     Args:
         lookup: Plain or async; takes the key, returns the customer id, or None for a key that it does
@@ -68,8 +69,15 @@ def from_api_key(lookup: Callable[[str], str | Awaitable[str | None] | None]) ->
         raise ConfigurationError(f"from_api_key takes a function from API key to customer id, not {lookup!r}")
 
     def resolve(connection: HTTPConnection) -> str | Awaitable[str | None] | None:
-        key = _api_key(connection)
-        return lookup(key) if key else None
+        keys = _api_keys(connection)
+        for at, key in enumerate(keys):
+            found = lookup(key)
+            if inspect.isawaitable(found):
+                others = keys[at + 1 :]
+                return _FirstKnown(found, others, lookup) if others else found
+            if found:
+                return found
+        return None
 
     return resolve
 
@@ -85,8 +93,8 @@ def from_header(name: str) -> Resolver:
 
     def resolve(connection: HTTPConnection) -> str | None:
         values = connection.headers.getlist(name)
-        # Two values mean that somebody added one: trust neither.
-        return values[0] if len(values) == 1 else None
+        # Two values, joined by a proxy or not, mean that somebody added one: trust neither.
+        return values[0] if len(values) == 1 and "," not in values[0] else None
 
     return resolve
 
@@ -120,12 +128,44 @@ def checked(customer: Any) -> str | None:
     return customer
 
 
-def _api_key(connection: HTTPConnection) -> str | None:
+class _FirstKnown:
+    """The answer of an async lookup, asked for the other keys where the first is unknown."""
+
+    def __init__(
+        self,
+        found: Awaitable[str | None],
+        others: list[str],
+        lookup: Callable[[str], str | Awaitable[str | None] | None],
+    ) -> None:
+        self._found = found
+        self._others = others
+        self._lookup = lookup
+
+    def __await__(self) -> Generator[Any, None, str | None]:
+        return self._wait().__await__()
+
+    def close(self) -> None:
+        """It will not be awaited."""
+        close = getattr(self._found, "close", None)
+        if close is not None:
+            close()
+
+    async def _wait(self) -> str | None:
+        customer = await self._found
+        for key in self._others:
+            if customer:
+                break
+            answer = self._lookup(key)
+            customer = await answer if inspect.isawaitable(answer) else answer
+        return customer
+
+
+def _api_keys(connection: HTTPConnection) -> list[str]:
+    """The keys that came, each once."""
     scheme, _, key = connection.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        return key.strip()
-    named = (connection.headers.get(name) for name in ("x-api-key", "api-key", "x-goog-api-key"))
-    return next((key for key in named if key), None)
+    named = [connection.headers.get(name, "") for name in ("x-api-key", "api-key", "x-goog-api-key")]
+    keys = [key.strip() if scheme.lower() == "bearer" else "", *named]
+    return [key for key in dict.fromkeys(keys) if key]
 
 
 def _named(name: object, function: str, example: str) -> None:

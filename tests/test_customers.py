@@ -85,6 +85,41 @@ def test_from_api_key_takes_an_async_lookup():
     assert asyncio.run(answer) == "cus_k"
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_key_that_means_nothing_hides_nobody_who_is_let_in_by_another(is_async):
+    asked: list[str] = []
+
+    def plain(key: str) -> str | None:
+        asked.append(key)
+        return {"mine": "cus_1"}.get(key)
+
+    async def slow(key: str) -> str | None:
+        await asyncio.sleep(0)
+        return plain(key)
+
+    def resolve(*given: tuple[str, str]) -> Any:
+        found: Any = begin(from_api_key(slow if is_async else plain), connection(*given))
+
+        async def waited() -> Any:
+            return await found
+
+        return asyncio.run(waited()) if is_async and found is not None else found
+
+    assert (
+        resolve(("authorization", "Bearer nothing"), ("x-api-key", "mine"), ("api-key", "other")) == "cus_1"
+    )
+    assert asked == ["nothing", "mine"]
+    assert resolve(("authorization", "Bearer x"), ("x-api-key", "x"), ("api-key", "y")) is None
+    assert asked == ["nothing", "mine", "x", "y"]
+    assert resolve() is None
+    if is_async:  # as where it is not waited for yet: nothing may warn of it
+        begin(from_api_key(slow), connection(("x-api-key", "x"), ("api-key", "y"))).close()
+
+
+def test_from_header_trusts_no_values_that_a_proxy_has_joined():
+    assert begin(from_header("x-customer"), connection(("x-customer", "cus_1,cus_2"))) is None
+
+
 def test_from_header_takes_the_one_value_that_a_gateway_sets():
     resolver = from_header("X-Customer")
     assert begin(resolver, connection(("x-customer", "cus_1"))) == "cus_1"
