@@ -464,9 +464,9 @@ class Metering:
         self._starting = None
         self._retry_start_at = 0.0
 
-    def commit_all(self, timeout_s: float) -> None:
-        """Commit what is queued and close the ledger, without delivering."""
-        self._counter.settle(timeout_s)
+    def commit_all(self, timeout_s: float, *, counting_s: float = 0.0) -> None:
+        """Commit what is queued and close the ledger, without delivering. Counting may take longer."""
+        self._counter.settle(max(timeout_s, counting_s))
         if self._starting is not None:
             self._starting.join(timeout_s)
         self._way.stop_forwarding(timeout_s)
@@ -478,10 +478,12 @@ _instances: WeakSet[Metering] = WeakSet()
 
 def _at_exit(metering: ref[Metering]) -> None:
     if (alive := metering()) is not None:
-        alive.commit_all(_EXIT_S)
+        alive.commit_all(_EXIT_S, counting_s=_COUNTING_S)
 
 
 _EXIT_S = 2.0
+_COUNTING_S = 30.0
+"""What is still to be counted would be lost; on a busy machine a tokenizer alone loads for seconds."""
 _ALL_EVENTS = 10_000_000
 
 

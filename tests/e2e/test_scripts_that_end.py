@@ -21,6 +21,7 @@ ENDS = {
     "with": "with metering:\n    title('the rain')\n    metering.record({'usage': {'prompt_tokens': 3}})\n",
     "stop": "metering.start(); title('the rain'); title('the sea'); metering.stop()\n",
     "nothing": "title('the rain'); title('the sea')\n",
+    "busy": "metering._counter.later(lambda: __import__('time').sleep(2.5)); title('rain'); title('sea')\n",
     "error": "title('the rain'); title('the sea'); raise SystemExit('no more')\n",
 }
 
