@@ -501,9 +501,16 @@ MUTANTS = (
     Mutant(
         "fleet, mark: a stream that was cut off may have been billed",
         "ledger/postgres/pods.py",
-        "cut = _cut_streams(db, offer) if known else {}",
-        "cut: dict[str, str] = {}",
+        "**_cut_streams(db, offer)",
+        "**{}",
         (f"{_BACK}::test_a_stream_that_was_cut_off_sent_and_forgotten_is_held_whatever_it_comes_to",),
+    ),
+    Mutant(
+        "fleet, mark: a stream that an old backup knows nothing of may have been billed",
+        "ledger/postgres/pods.py",
+        "    if why is None or not offer.retold:\n",
+        "    if True:\n",
+        (f"{_BACK}::test_a_stream_that_was_begun_sent_and_forgotten_is_held_whatever_it_comes_to",),
     ),
     Mutant(
         "fleet, mark: what may have been billed is in doubt and not sent",

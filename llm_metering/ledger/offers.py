@@ -32,6 +32,8 @@ class Offer:
     """Whether the ledger may have taken anything of this lane already, though it never said so."""
     again: bool = False
     """Whether the ledger may have had these records before it went back."""
+    retold: Sequence[str] = ()
+    """Those of its records and streams of which the ledger may have heard as streams before it went back."""
 
 
 @dataclass(frozen=True, slots=True)

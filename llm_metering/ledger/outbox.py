@@ -68,6 +68,8 @@ class _Course:
     """Those up to this one may be."""
     again: int = 0
     """Those up to this one were offered before the ledger went back."""
+    retells: bool = False
+    """Whether the ledger, since it went back, has yet to hear which streams are under way."""
     heard_at: float | None = None
     notes: list[list[float]] = field(default_factory=list)
     """When those up to which number were taken."""
@@ -88,6 +90,10 @@ class _Held:
     """Whether the ledger has yet to hear from us which of its streams are under way."""
     told: dict[str, float] = field(default_factory=dict)
     """Streams that the ledger knows of, and as of when."""
+    retold: set[str] = field(default_factory=set)
+    """Streams that it may have known before it went back, whatever they came to since."""
+    retold_upto: int = 0
+    """Records up to this number may be what such streams came to."""
 
 
 class Outbox:
@@ -158,6 +164,7 @@ class Outbox:
             last=last,
             was_offered=held.before > 0,
             again=again,
+            retold=_retold(held, found, changed),
         )
 
     def _is_due(self, held: _Held, streams: Sequence[str], now: float) -> bool:
@@ -192,6 +199,7 @@ class Outbox:
         course.taken = max(course.taken, offer.last)
         held.told.update({row[0]: row[12] for row in offer.progress})
         if offer.streams is not None:
+            course.retells = False
             under_way = set(offer.streams)
             held.told = {id_: at for id_, at in held.told.items() if id_ in under_way}
             held.is_new = False
@@ -204,7 +212,8 @@ class Outbox:
         """The ledger may lack, or may have forgotten that it billed, whatever it was ever offered."""
         course = held.course
         held.offered = held.before
-        course.again, course.taken, course.notes = held.offered, 0, []
+        _doubt_streams(held)
+        course.again, course.taken, course.notes, course.retells = held.offered, 0, [], True
         held.told, held.is_new = {}, True
         self._save(held, now)
         query = "SELECT count(*) FROM usage WHERE seq <= ?"
@@ -319,7 +328,26 @@ def _opened(lane: Lane) -> _Held:
     offered = min(course.offered, lane.last_seq())
     if course.lane != lane.name:  # a copy: the ledger knows nothing of it under this name
         course = _Course(lane.name, offered=offered, again=offered)
-    return _Held(lane, course, offered=offered, before=offered)
+    held = _Held(lane, course, offered=offered, before=offered)
+    if course.retells:
+        _doubt_streams(held)
+    return held
+
+
+def _doubt_streams(held: _Held) -> None:
+    """The ledger went back, and may have known streams of this lane that it does not know any more."""
+    if not held.is_new:
+        held.retold |= held.told.keys()
+        return
+    # Of a lane that was just opened nobody can say which they were.
+    held.retold |= {id_ for (id_,) in held.lane.db.execute("SELECT id FROM progress")}
+    held.retold_upto = held.lane.last_seq()
+
+
+def _retold(held: _Held, found: Sequence[rows.Row], changed: Sequence[rows.Row]) -> list[str]:
+    """Ids among these records, each with its number before it, and streams."""
+    records = [row[1] for row in found if row[0] <= held.retold_upto or row[1] in held.retold]
+    return records + [row[0] for row in changed if row[0] in held.retold]
 
 
 def _numbers(found: Iterable[rows.Row]) -> set[int]:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from .. import rows
 from ..offers import Answer, Offer, OfferAgain, Taken
+from ..states import EXPIRY_S
 from . import marks
 from .connecting import Db
 from .desk import set_meta
 from .intake import Intake
 from .marks import Marked
-from .workers import Post
+from .workers import STREAMS_S, Post
 
 LISTEN_S = 15.0
 """So long after a server has begun nothing is frozen or sent before all known lanes were heard: one of them
@@ -45,12 +46,13 @@ def take_in(db: Db, intake: Intake, post: Post, offer: Offer, now: float) -> tup
     if offer.mark != latest and (offer.number or offer.was_offered):
         return OfferAgain(number, latest, known[-1].why), None
     post.touch(db, now)
-    cut = _cut_streams(db, offer) if known else {}
+    much = _much_is_lost(known, now)
+    cut = {**_forgotten_streams(db, offer, much), **_cut_streams(db, offer)} if known else {}
     _end_streams(db, offer)
     keys = {n: intake.keys.number(key) for n, key in offer.keys.items()}
     records = [_translated(row, keys, now) for row in offer.records]
     if offer.again and known:
-        records = [_doubted(row, known) for row in records]
+        records = [_held(_doubted(row, known), much) for row in records]
     records = [_held(row, cut.get(row[0])) for row in records]
     progress = [_held(_translated(row, keys, now), cut.get(row[0])) for row in offer.progress]
     new = intake.take(records, progress, offer.lane)
@@ -90,6 +92,22 @@ def _cut_streams(db: Db, offer: Offer) -> dict[str, str]:
         kept=marks.KEPT,
     )
     return dict(found.fetchall())
+
+
+def _much_is_lost(known: Sequence[marks.Mark], now: float) -> str | None:
+    """The reason for which is held what may have been a stream when the ledger went back, None where too
+    little was forgotten: a stream is ended, and sent, while its host is silent for long."""
+    lost = (m.reason for m in reversed(known) if m.at - m.since >= STREAMS_S and now - m.at < EXPIRY_S)
+    return next(lost, None)
+
+
+def _forgotten_streams(db: Db, offer: Offer, why: str | None) -> dict[str, str]:
+    """Streams that the ledger was told of and does not know any more, and why they are held."""
+    if why is None or not offer.retold:
+        return {}
+    query = "SELECT id FROM progress WHERE worker = %(lane)s AND id = ANY(%(ids)s::text[])"
+    there = {id_ for (id_,) in db.run(query, lane=offer.lane, ids=list(offer.retold))}
+    return dict.fromkeys(set(offer.retold) - there, why)
 
 
 def _end_streams(db: Db, offer: Offer) -> None:

@@ -310,6 +310,38 @@ def test_a_stream_that_was_cut_off_sent_and_forgotten_is_held_whatever_it_comes_
     assert fleet.states() == {"IN_DOUBT": 8}
 
 
+@pytest.mark.parametrize(
+    "since", ["goes on", "ended", "ended while it was told", "ended, told by another process"]
+)
+def test_a_stream_that_was_begun_sent_and_forgotten_is_held_whatever_it_comes_to(fleet, since):
+    """Of so old a backup the ledger never heard of it; its host knows that it told."""
+    host = fleet.host()
+    host.use("a", value=1)
+    host.forward()
+    old = fleet.cluster.base_backup()
+    host.stream("s", value=3)
+    host.forward()
+    fleet.now += STREAMS_S + 1
+    fleet.work()
+    fleet.work()
+    assert fleet.books() == 4
+    fleet.cluster.fail_over(old)
+    if since == "goes on":
+        host.forward()
+    if since == "ended while it was told":
+        offer = host.outbox.next(now=fleet.now)
+        host.outbox.answered(offer, host.ledger.take_in(offer, now=fleet.now), now=fleet.now)
+    host.end_stream("s", value=8)
+    if since in ("ended while it was told", "ended, told by another process"):
+        host.die()
+        host = fleet.host()
+    host.forward()
+    assert "s" in [row.record.id for row in fleet.worker.set_aside("held")]
+    fleet.rounds(61, 61)
+    assert fleet.books() == 4
+    assert fleet.states()["IN_DOUBT"] == 9
+
+
 def test_a_stream_of_a_host_that_was_heard_shortly_before_goes_on_undoubted(fleet):
     host, lost = fleet.host(), fleet.host("lost")
     host.stream("s", value=3)
