@@ -97,6 +97,7 @@ def test_a_page_that_cannot_be_written_is_told(run, usage, tmp_path) -> None:
     assert "page.html cannot be written: No such file" in ran.err
 
 
+@pytest.mark.once
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize(("scheme", "ground"), [(1, "light"), (0, "dark")])
 def test_the_page_is_drawn_in_light_and_dark(run, usage, tmp_path, scheme, ground) -> None:
