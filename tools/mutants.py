@@ -355,7 +355,7 @@ MUTANTS = (
     Mutant(
         "two values of a trusted header are none",
         "customers.py",
-        "return values[0] if len(values) == 1 else None",
+        """return values[0] if len(values) == 1 and "," not in values[0] else None""",
         "return values[-1] if values else None",
         (f"{_REQUESTS}::test_from_header_trusts_the_gateway_but_not_two_values",),
     ),
@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "fleet, re-offer window: all of it is offered again",
         "ledger/outbox.py",
-        "course.again, course.taken, course.notes = held.offered, 0, []",
-        "course.again, course.notes = held.offered, []",
+        "course.again, course.taken, course.notes, course.retells = held.offered, 0, [], True",
+        "course.again, course.notes, course.retells = held.offered, [], True",
         (f"{_BACK}::test_usage_that_was_sent_and_forgotten_is_in_doubt_and_settled_by_stripes_sums",),
     ),
     Mutant(
@@ -677,8 +677,8 @@ MUTANTS = (
     Mutant(
         "a call without an id is known by its counts",
         "capture/overhearing.py",
-        "if self._was_heard(reading, own_id):",
-        "if False:",
+        "if self._was_heard(reading, own_id) or (",
+        "if False or (",
         (
             "capture/server/test_middleware_websockets.py::test_an_answer_that_was_recorded_inside_is_not_recorded_again",
             "adapters/test_all_at_once.py::test_a_call_that_every_layer_sees_is_one_record",
