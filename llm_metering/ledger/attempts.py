@@ -224,7 +224,12 @@ class Attempts:
     def set_clock_back(self, by_s: float, *, doubt_s: float | None = None) -> None:
         """As `states.clock_set_back`, for all that waits or is being sent."""
         if doubt_s is not None and doubt_s != by_s:
-            self.make_older(doubt_s - by_s)
+            self._db.execute(
+                "UPDATE meter_event SET first_ambiguous_at = "
+                "coalesce(first_ambiguous_at, attempt_started_at) - ? "
+                "WHERE state IN ('AMBIGUOUS', 'SENDING')",
+                (doubt_s - by_s,),
+            )
         self._db.execute(
             "UPDATE meter_event SET attempt_started_at = attempt_started_at - :by, "
             "first_ambiguous_at = first_ambiguous_at - :by, next_attempt_at = next_attempt_at - :by, "
@@ -234,11 +239,10 @@ class Attempts:
         )
 
     def make_older(self, by_s: float) -> int:
-        """Move what Stripe may have, and nothing else of it; how many events there were."""
+        """Move since when Stripe may have what it may have; how many events there were."""
         return self._db.execute(
-            "UPDATE meter_event "
-            "SET first_ambiguous_at = coalesce(first_ambiguous_at, attempt_started_at) - ? "
-            "WHERE state IN ('AMBIGUOUS', 'SENDING')",
+            "UPDATE meter_event SET first_ambiguous_at = first_ambiguous_at - ? "
+            "WHERE state IN ('AMBIGUOUS', 'SENDING') AND first_ambiguous_at IS NOT NULL",
             (by_s,),
         ).rowcount
 

@@ -3,7 +3,8 @@
 Ages are told by the wall clock, which people, time servers and flat batteries set. Linux has a second clock,
 which nobody sets: the seconds since the machine began to run, those of its sleep included, beside a name for
 that run. While the name is the same, what passed in truth is known to the second, whether or not a process
-ran meanwhile. Where it is another one, Stripe's answers tell the time. Pure, but for `this_boot`.
+ran meanwhile. Where it is another one, Stripe's answers tell the time. Pure, but for what reads
+these clocks.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ def this_boot() -> Boot | None:
     """The clock of this machine that nobody sets; None where there is none."""
     run = _this_run()
     return None if run is None else Boot(run, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def steady() -> float:
+    """Seconds by a clock of this machine that nobody sets; by one that goes on while it sleeps, if it can."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def to_text(moment: Moment, *, wall: float | None = None) -> str:

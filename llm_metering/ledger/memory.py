@@ -481,7 +481,7 @@ class MemoryLedger:
         if fell_s is None:
             return
         self._store.stripe_ahead_s = ahead_s
-        doubts = self._doubts() if fell_s > 0 else []
+        doubts = [e for e in self._doubts() if fell_s > 0 and e.standing.first_ambiguous_at is not None]
         for each in doubts:
             each.standing = states.clock_set_back(each.standing, by_s=0.0, doubt_s=fell_s)
         if doubts:

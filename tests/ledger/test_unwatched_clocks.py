@@ -319,6 +319,16 @@ def test_what_stripe_cannot_have_is_sent_meanwhile(machine):
     assert claim.attempt == 1
 
 
+def test_a_first_attempt_that_is_under_way_as_the_time_is_told_is_no_doubt_by_that(machine):
+    machine.ledger.commit([entry("a")], [], now=machine.wall)
+    machine.ledger.freeze(now=machine.wall, bucket_s=BUCKET, everything=True)
+    (claim,) = machine.ledger.claim(now=machine.wall, limit=1)
+    machine.ledger.hear_time(25 * HOUR, now=machine.wall)
+    assert machine.alarms() == []
+    moved = machine.ledger.finish(claim, Outcome("not_sent"), now=machine.wall)
+    assert moved.after == "PENDING"
+
+
 def test_who_comes_after_one_that_was_not_told_waits_too(machine):
     """By its own notes its clock went on: those are of after the restart."""
     machine.doubt()

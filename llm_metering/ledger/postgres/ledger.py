@@ -34,7 +34,7 @@ from ...protocols import (
     UsageSum,
 )
 from .. import states, verdicts
-from ..clocks import behind, said_by_stripe
+from ..clocks import behind, said_by_stripe, steady
 from ..histories import Aside
 from ..identifiers import new_identifier
 from ..offers import Answer, Offer
@@ -129,6 +129,7 @@ class PostgresLedger:
         self._met: marks.Marked | None = None
         self._awaits_time = False
         self._stripe_ahead_s: float | None = None
+        """Of a clock of this machine that nobody sets, or of the caller's."""
 
     # ---- opening and closing
 
@@ -321,9 +322,9 @@ class PostgresLedger:
         # the server's is held against it whenever the time is noted.
         known_s = self._stripe_ahead_s
         if ahead_s is not None:
-            self._stripe_ahead_s = ahead_s
+            self._stripe_ahead_s = told_s = ahead_s + (now - steady() if self._by_server else 0.0)
             try:
-                if known_s is None or behind(ahead_s, known_s) is not None:
+                if known_s is None or behind(told_s, known_s) is not None:
                     self._do(self._note_time, now)
             except BaseException:
                 self._stripe_ahead_s = known_s  # the ledger has not heard of it
@@ -603,9 +604,8 @@ class PostgresLedger:
                 by_s=back,
             )
         if self._stripe_ahead_s is not None:
-            # Of the worker's clock it is known how far ahead Stripe's is, and of the server's, too.
-            fell_s = clocks.keep_to(db, self._stripe_ahead_s + (self._ahead_s if self._by_server else 0.0))
-            if fell_s:
+            ahead_s = self._stripe_ahead_s + (steady() - db.clock() if self._by_server else 0.0)
+            if fell_s := clocks.keep_to(db, ahead_s):
                 self._alarm("ledger.clock_went_back", said_by_stripe(fell_s), by_s=fell_s)
         self._noted_at = at
 

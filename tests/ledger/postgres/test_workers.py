@@ -468,6 +468,23 @@ def test_stripes_time_is_held_against_the_servers_clock_and_not_a_workers(hire, 
     assert row.first_ambiguous_at == pytest.approx(time.time() - 3600, abs=120)
 
 
+@pytest.mark.parametrize("step_s", [-36_000, 36_000])
+def test_a_worker_whose_own_clock_is_set_makes_no_doubt_older(hire, step_s):
+    """As in a pod that begins before its host's time is synchronised."""
+    now = time.time()
+    worker = hire(clock="server", now=now - step_s)
+    used(worker, 1, now=now - 120)
+    assert worker.freeze(now=now - step_s, bucket_s=BUCKET) == 1
+    assert deliver(worker, now=now - step_s, outcome=Outcome("ambiguous"))
+    worker.hear_time(float(step_s), now=now - step_s)
+    for _ in range(2):
+        worker.maintain(now=now)
+    worker.hear_time(0.0, now=now)
+    assert [a for a in worker.take_alarms() if a.name == "ledger.clock_went_back"] == []
+    (row,) = worker.events()
+    assert row.first_ambiguous_at == pytest.approx(time.time(), abs=120)
+
+
 def test_a_replay_by_several_at_once_makes_one_child(hire):
     ledgers = [hire() for _ in range(4)]
     used(ledgers[0], 1)
