@@ -236,14 +236,22 @@ class Life:
 
     def stand_still(self) -> None:
         """Nobody runs for hours, and meanwhile the clock is set back by about as much. Where there is no
-        other clock, and in one that is a server's, nothing would show it."""
-        if self.has_boot_clock and self.stripe.trouble != WELL:
+        other clock, as in a server's, and where the machine starts anew, Stripe alone can show it."""
+        if self.stripe.trouble != WELL:
             for _ in range(3):
                 self.use()
             self.pass_(MINUTE, 1.0)
             length = self.dice.uniform(20 * HOUR, 30 * HOUR)
             self.kill_all(length)
-            self.set_clock(self.skew - length * self.dice.uniform(0.5, 1.1))
+            skew = self.skew - length * self.dice.uniform(0.5, 1.1)
+            if self.has_boot_clock and self.dice.random() < 0.5:
+                self.set_clock(skew)
+                return
+            self.tally.jumps += 1
+            self.tally.reboots += 1
+            self.run += 1
+            self.say(f"the machine starts anew, its clock changed unseen by {skew - self.skew:+.0f} s")
+            self.skew = skew
 
     def kill_all(self, down: float = 0.0) -> None:
         for process in self.processes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from llm_metering.protocols import Outcome
+from llm_metering.protocols import Outcome, ServerTime
 from llm_metering.usage import MeterEvent
 from tests.simulation.world import DAY, HOUR, rule
 
@@ -46,15 +46,27 @@ class SimulatedStripe:
         """Whether a repeated identifier is noticed before anything else that is wrong."""
         self.books: dict[str, MeterEvent] = {}
         self.requests = 0
+        self.answers = 0
+        """Those tell the time."""
         self._now = now
         self._dice = dice
         self._seen: dict[str, MeterEvent] = {}
         self._received_at: dict[str, float] = {}
 
     def send(self, events: Sequence[MeterEvent]) -> list[Outcome]:
-        return [self._send(event) for event in events]
+        return [self._told(self._send(event)) for event in events]
 
     def check(self) -> Outcome:
+        return self._told(self._check())
+
+    def server_time(self) -> ServerTime | None:
+        return ServerTime(self._now(), self.answers) if self.answers else None
+
+    def _told(self, outcome: Outcome) -> Outcome:
+        self.answers += outcome.status is not None
+        return outcome
+
+    def _check(self) -> Outcome:
         if self.trouble != WELL and not self.gets_pass:
             kind = "not_sent" if self.trouble == REFUSE else "ambiguous"
             return Outcome(kind, message="no answer")  # type: ignore[arg-type]
