@@ -302,7 +302,7 @@ def test_what_is_settled_is_not_read_again_to_finish_and_claim(hire, place, anal
     def turn(db: Any, at: float) -> Any:
         before = db.one(READ)[0]  # what the session's transactions so far have not told the server yet
         told = sending.finish(db, [(first, Outcome("accepted", 200))], at, lambda: 0.5)
-        more = {"limit": 2, "ambiguous_only": False, "lease_s": 60.0}
+        more = {"limit": 2, "ambiguous_only": False, "awaits_time": False, "lease_s": 60.0}
         claims = sending.begin(db, sending.Turn(), range(64), now=at, **more)
         return told, claims, db.one(READ)[0] - before
 
