@@ -78,6 +78,8 @@ class Delivery:
         self.rate = Rate()
         self.in_flight = 0
         """Requests with events that are under way."""
+        self.rest_s = 0.0
+        """For how long to leave the interpreter to others after the last turn."""
         self.pause: Pause | None = None
         """A person's word that nothing is to be sent; no key lifts it."""
         self._writer = writer
@@ -105,6 +107,8 @@ class Delivery:
         self._reason_in_ledger: str | None = ""
         self._without_meter: set[str] = set()
         self._knows_pause = False
+        self._moved = 0
+        """Meter events that this turn claimed or finished."""
 
     @property
     def is_settled(self) -> bool:
@@ -117,6 +121,7 @@ class Delivery:
         Raises:
             LedgerError: The ledger failed; what has ended is kept and told again in the next turn.
         """
+        self._moved = 0
         self._collect()
         try:
             if self._has_news_for_ledger() or self._is_round_due() or self._room() > 0:
@@ -124,6 +129,7 @@ class Delivery:
         finally:
             self._announce()
             self._dispatch()
+            self.rest_s = self._moved * _REST_S if self._moved >= _MANY else 0.0
         return self._wait_s()
 
     def dismiss_flushes(self) -> None:
@@ -251,6 +257,7 @@ class Delivery:
         self._finished(transitions)
 
     def _finished(self, transitions: Sequence[Transition | None]) -> None:
+        self._moved += len(self._ended)
         self._ended.clear()
         self._news += [t for t in transitions if t is not None]
         if fenced := transitions.count(None):
@@ -362,6 +369,7 @@ class Delivery:
         if limit > 0:
             claims = self._next(ledger, limit, probing)
             self._claimed += claims
+            self._moved += len(claims)
             if probing:
                 self._probe(ledger, claims)
         else:
@@ -502,6 +510,10 @@ class Delivery:
 _AT_A_TIME = 200
 """The most events that are claimed in one turn: more would keep the interpreter's lock from others for
 milliseconds, and keep those that could be under way waiting."""
+_MANY = 32
+_REST_S = 10e-6
+"""After a turn of many events what is served beside it comes first, for so long an event: such a turn keeps
+the interpreter's lock for longer than a request takes. Little is slower for it, as sending goes on."""
 _MAX_HINTS = 15
 _BLOCKED_S = 1.0
 _ASK_AGAIN_S = 10.0

@@ -188,6 +188,8 @@ class Flusher:
                 if left <= 0 or self._delivery.is_settled:
                     return
                 wait_s = min(wait_s, left)
+            if self._delivery.rest_s:
+                time.sleep(self._delivery.rest_s)
             self._sending.wait(wait_s)
 
     def _guarded_turn(self) -> float:

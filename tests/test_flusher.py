@@ -106,6 +106,22 @@ def test_a_sender_of_batches_gets_batches() -> None:
     assert world.sending.most <= 2
 
 
+@pytest.mark.parametrize(("count", "batch", "rests"), [(400, 100, True), (8, 1, False)])
+def test_after_a_turn_of_many_events_served_requests_come_first(count: int, batch: int, rests: bool) -> None:
+    """Such a turn keeps the interpreter from them for milliseconds."""
+    world = World(MemorySender(max_batch=batch))
+    seen: list[float] = []
+    step = world.flusher.step
+    world.flusher.step = lambda: (step(), seen.append(world.flusher._delivery.rest_s))[0]  # type: ignore[method-assign]
+    for customer in customers(count):
+        world.use(customer)
+    world.pass_(120)
+    assert world.states() == {"ACCEPTED": count}
+    assert (max(seen) > 1e-3) is rests
+    assert max(seen) < 10e-3
+    assert seen[-1] == 0.0
+
+
 def test_with_nothing_to_do_it_rests_until_the_next_round() -> None:
     world = World()
     world.use()
