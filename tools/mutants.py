@@ -685,6 +685,43 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a stream that is open below is left to whoever closes it",
+        "capture/overhearing.py",
+        "if not (opened.is_over or is_other or self._surface in opened.claimed):",
+        "if False:",
+        ("adapters/test_langchain.py::test_a_stream_that_is_closed_is_billed_once_over_a_wrapped_client",),
+    ),
+    Mutant(
+        "what came of another call is billed beside a stream that is open",
+        "capture/overhearing.py",
+        'is_other = isinstance(text, str) and not text.startswith(reading.text or "")',
+        "is_other = False",
+        ("adapters/test_langchain.py::test_a_stream_that_is_closed_is_billed_once_over_a_wrapped_client",),
+    ),
+    Mutant(
+        "what was made earlier is not billed when it is asked for again",
+        "adapters/litellm.py",
+        "if not is_of_use or (lasting is None and _is_lookup(kind)):",
+        "if not is_of_use:",
+        ("adapters/test_litellm.py::test_what_was_made_earlier_and_is_asked_for_again_is_not_billed_again",),
+    ),
+    Mutant(
+        "a library's own cache is not billed",
+        "adapters/langchain.py",
+        "if type(cost) is int and cost == 0:",
+        "if False:",
+        ("adapters/test_langchain.py::test_what_langchain_answers_from_its_cache_is_not_billed",),
+    ),
+    Mutant(
+        "turns of the model that answered are in its own usage",
+        "providers/answers.py",
+        'return text(get(iteration, "model")) not in (None, server)',
+        "return True",
+        (
+            "providers/test_advised.py::test_a_model_that_declined_in_mid_answer_is_billed_beside_the_one_that_went_on",
+        ),
+    ),
+    Mutant(
         "a span that repeats an inner one is not billed",
         "adapters/opentelemetry.py",
         "if known is not None and _repeats(reading, known.below):",
