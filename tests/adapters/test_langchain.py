@@ -280,25 +280,23 @@ def test_a_stream_that_is_closed_is_billed_once_over_a_wrapped_client(metering, 
     openai = pytest.importorskip("openai")
     client = metering.wrap(openai.AsyncOpenAI(base_url=provider.base_url, api_key="k"))
 
-    async def leave(model: Model) -> None:
+    async def begun(model: Model) -> Any:
         stream: Any = model.astream("Hi", config={"callbacks": [LangChainCallback(metering)]})
         for _ in range(3):
             await anext(stream)
-        await stream.aclose()
+        return stream
 
     async def both() -> None:
         async with client:
-            # Another call beside it, which no client sees, is billed for what came of it.
-            over: Any = OverClient(client=client).astream(
-                "Hi", config={"callbacks": [LangChainCallback(metering)]}
-            )
-            for _ in range(3):
-                await anext(over)
-            await leave(Model())
+            # The one is no client's: what came of it is billed, though another's stream is open meanwhile.
+            own, over = await begun(Model()), await begun(OverClient(client=client))
+            await own.aclose()
             await over.aclose()
-            await leave(OverClient(client=client))
+            await (await begun(OverClient(client=client))).aclose()
 
     with metering.bound(customer="cus_a"):
         asyncio.run(both())
     gc.collect()
-    assert sorted(record.surface for record in used.still(3)) == ["client", "client", "langchain"]
+    records = used.still(3)
+    assert sorted(record.surface for record in records) == ["client", "client", "langchain"]
+    assert [r.response_id for r in records if r.surface == "langchain"] == ["chatcmpl-1"]
