@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, default=600)
     parser.add_argument("--per-s", type=float, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     asked = parser.parse_args()
     cluster = Cluster(needed())
     found: dict[str, list[tuple[float, float]]] = {"one host": [], "forwarded": []}
