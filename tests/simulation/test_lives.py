@@ -27,8 +27,9 @@ def test_whatever_happens_the_promises_hold_at_length(start: int) -> None:
 
 
 def test_whatever_happens_the_promises_hold() -> None:
-    """A share of the same lives, which is enough to show that everything that can happen does."""
-    tallies = lives(range(CHUNK))
+    """A share of the same lives, which is enough to show that everything that can happen does; and some more
+    in files, of which few would show two calls at a time."""
+    tallies = [*lives(range(CHUNK)), *lives(range(1, 7), "sqlite")]
     states = sum((t.states for t in tallies), Counter[str]())
     assert states["ACCEPTED"] > 1000
     assert states["IN_DOUBT"] > 50
