@@ -635,9 +635,16 @@ MUTANTS = (
     Mutant(
         "the next request on a connection is nobody who came before",
         "capture/middleware.py",
-        "token = CURRENT.set(self.outer)",
+        "token = CURRENT.set(None if old is _MISSING else old)",
         "token = CURRENT.set(CURRENT.get())",
         (f"{_SERVED}::test_who_comes_next_on_a_connection_is_nobody_who_came_before",),
+    ),
+    Mutant(
+        "nor is who comes after a body that was waited for",
+        "capture/middleware.py",
+        "token = CURRENT.set(self.outer)",
+        "token = CURRENT.set(CURRENT.get())",
+        (f"{_SERVED}::test_nor_who_comes_after_a_body_that_was_waited_for",),
     ),
     Mutant(
         "a path is metered however it is written",

@@ -233,12 +233,18 @@ class Connection:
         self._socket = socket.create_connection((host, int(port)), timeout=15)
         self._file = self._socket.makefile("rb")
 
-    def send(self, *requests: tuple[str, str, bytes]) -> None:
+    def send(self, *requests: tuple[str, str, bytes], lacks: int = 0) -> None:
+        """Send requests at once; of the last one's body so many bytes are still to come."""
         written = b""
         for path, key, body in requests:
             head = f"POST {path} HTTP/1.1\r\nHost: app\r\nAuthorization: Bearer {key}\r\n"
-            written += f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            written += f"{head}Content-Length: {len(body) + lacks}\r\n\r\n".encode() + body
         self._socket.sendall(written)
+
+    def send_late(self, rest: bytes) -> None:
+        """The rest of a body, once the app waits for it."""
+        time.sleep(0.3)
+        self._socket.sendall(rest)
 
     def answer(self) -> bytes:
         length = 0
@@ -301,6 +307,19 @@ def test_who_comes_next_on_a_connection_is_nobody_who_came_before(
         shared.send(first)
         shared.answer()
         shared.send(second)
+    shared.answer()
+    until(lambda: None in tokens(folder))
+    by_ann = {"cus_ann": 13} if path == "/metered/use" else {}
+    assert tokens(folder) == {**by_ann, None: 13}
+
+
+@pytest.mark.parametrize("path", ["/metered/use", "/metered/bound"])
+def test_nor_who_comes_after_a_body_that_was_waited_for(shared, metering, folder, path):
+    """The server reads on as the app asks for more, and stays with that until the next request."""
+    shared.send((path, "ann", LONG), lacks=1)
+    shared.send_late(b"x")
+    shared.answer()
+    shared.send(("/use", "ben", b"{}"))
     shared.answer()
     until(lambda: None in tokens(folder))
     by_ann = {"cus_ann": 13} if path == "/metered/use" else {}
