@@ -55,6 +55,13 @@ class Machine:
         self.ledger.open(now=self.wall)
         return self.ledger
 
+    def begin_anew(self, *, has_boot_clock: bool) -> None:
+        """With nothing noted, as a machine that always had such a clock, or never."""
+        self.has_boot_clock = has_boot_clock
+        self.ledger.close()
+        self.ledger = None
+        self.start()
+
     def new_ledger(self) -> Any:
         if self.kind == "memory":
             return MemoryLedger(random=lambda: 0.5, boot=self.boot)
@@ -177,10 +184,7 @@ def test_after_a_reboot_a_clock_that_went_on_is_believed(machine):
 def test_after_a_reboot_a_clock_behind_the_last_that_was_noted_leaves_every_doubt_to_a_person(
     machine, has_boot_clock
 ):
-    machine.has_boot_clock = has_boot_clock
-    machine.ledger.close()
-    machine.ledger = None
-    machine.start()
+    machine.begin_anew(has_boot_clock=has_boot_clock)
     machine.doubt()
     machine.ledger.close()
     machine.pass_(HOUR)
@@ -236,10 +240,7 @@ def test_usage_goes_on_after_such_a_reboot(machine):
 
 
 def test_in_a_process_that_runs_without_a_boot_clock_what_went_back_is_moved_along(machine):
-    machine.has_boot_clock = False
-    machine.ledger.close()
-    machine.ledger = None
-    machine.start()
+    machine.begin_anew(has_boot_clock=False)
     machine.doubt()
     machine.set_back(HOUR)
     assert machine.in_doubt() == 0
@@ -256,10 +257,7 @@ def test_in_a_process_that_runs_without_a_boot_clock_what_went_back_is_moved_alo
 def test_after_a_restart_of_the_machine_nothing_is_sent_again_before_stripe_tells_the_time(
     machine, has_boot_clock
 ):
-    machine.has_boot_clock = has_boot_clock
-    machine.ledger.close()
-    machine.ledger = None
-    machine.start()
+    machine.begin_anew(has_boot_clock=has_boot_clock)
     machine.doubt()
     machine.ledger.close()
     machine.pass_(23 * HOUR)
@@ -350,10 +348,7 @@ def test_who_comes_after_one_that_was_not_told_waits_too(machine):
 
 def test_a_second_quick_restart_without_a_boot_clock_waits_as_well(machine):
     """The clock shows the very time that was noted last, though a day has passed."""
-    machine.has_boot_clock = False
-    machine.ledger.close()
-    machine.ledger = None
-    machine.start()
+    machine.begin_anew(has_boot_clock=False)
     machine.doubt()
     machine.ledger.maintain(now=machine.wall)
     machine.ledger.close()

@@ -97,6 +97,17 @@ def ids(ledger):
 # ---- the ordinary way
 
 
+def runs_without_a_word(script: str, folder: Path, *options: str) -> None:
+    """Run it in a process of its own, which must end well; it finds the folder and our root in `sys.argv`."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", script, str(folder), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_record_is_committed_and_its_ticket_done(writer, ledger):
     ticket = writer.put(record("a"))
     assert ticket.wait(WAIT_S)
@@ -638,13 +649,7 @@ late = Late()
 atexit.register(lambda: writer.put(record("at exit")))
 writer.put(record("last"))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "l"), str(ROOT)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    runs_without_a_word(script, tmp_path / "l")
     assert rows(tmp_path / "l", "SELECT id FROM usage ORDER BY seq") == [
         ("last",),
         ("at exit",),
@@ -677,13 +682,7 @@ assert [os.waitpid(c, 0)[1] for c in children] == [0, 0, 0]
 assert writer.flush(20)
 assert writer.stop(20)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "l"), str(ROOT)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    runs_without_a_word(script, tmp_path / "l", "-W", "ignore")
     found = [id_ for (id_,) in rows(tmp_path / "l", "SELECT id FROM usage")]
     assert len(found) == len(set(found)) == 5000 + 3 * 100
 
@@ -718,13 +717,7 @@ slow.clear()
 ledger.close()
 sys.exit(code)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "l"), str(ROOT)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    runs_without_a_word(script, tmp_path / "l", "-W", "ignore")
 
 
 def test_a_fork_does_not_wait_for_ever_nor_for_its_own_thread():
